@@ -1,0 +1,31 @@
+"""int8 convolution for JAX on NVIDIA GPUs: prepack weights, run fused int8 kernels."""
+
+from importlib.metadata import version as _version
+
+from jax_qconv import _native
+from jax_qconv._conv import qconv
+from jax_qconv._info import Info, info
+from jax_qconv._native import EngineUnavailableError
+from jax_qconv._pack import Binding, PackedConv, Unpacked, prepack, unpack
+from jax_qconv._quantize import QTensor, dequantize, quantize
+from jax_qconv._spec import Activation
+
+__all__ = [
+    "Activation",
+    "Binding",
+    "EngineUnavailableError",
+    "Info",
+    "PackedConv",
+    "QTensor",
+    "Unpacked",
+    "dequantize",
+    "info",
+    "prepack",
+    "qconv",
+    "quantize",
+    "unpack",
+]
+
+__version__ = _version("jax_qconv")
+
+_native.register()

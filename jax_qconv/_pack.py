@@ -1,0 +1,358 @@
+"""Weights to their packed form and back: `prepack`, `PackedConv`, `unpack`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_qconv import _spec
+from jax_qconv._fold import Constants, fold
+from jax_qconv._quantize import check_scale, is_concrete, reciprocal
+
+# Axes of each layout that give OHWI, the packed one (K, R, S, C).
+_TO_OHWI = {"HWIO": (3, 0, 1, 2), "OIHW": (0, 2, 3, 1), "OHWI": (0, 1, 2, 3)}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """Scales folded into a pack by `PackedConv.bind`, and the scales they came from."""
+
+    constants: Constants
+    x_scale: Any
+    out_scale: Any
+    residual_scale: Any
+    activation: _spec.Activation = dataclasses.field(metadata={"static": True})
+    out_dtype: str = dataclasses.field(metadata={"static": True})
+
+
+def _static(**kwargs: Any) -> Any:
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedConv:
+    """Weights of a convolution, ready for the int8 kernels. Made by `prepack`.
+
+    A pytree: weight, weight_scale, bias and binding are data, the rest is static. It can be
+    an argument or a result of jitted functions, be donated, sharded and saved like any other.
+
+    Attributes:
+        weight: ``[K, R, S, C; int8]``, channels as stored (padded with zeros).
+        weight_scale: ``[K or scalar; float32]``, K logical.
+        bias: ``[K; float32]`` in real units, or None.
+        binding: folded scales, or None until `bind`.
+        in_channels: logical C.
+        out_channels: logical K.
+        strides: (height, width).
+        padding: ``"SAME"``, ``"VALID"`` or ((top, bottom), (left, right)).
+        dilation: (height, width) of the kernel.
+        groups: feature groups; 1 for now.
+        format_version: of this format.
+    """
+
+    weight: Any
+    weight_scale: Any
+    bias: Any
+    binding: Binding | None
+    in_channels: int = _static()
+    out_channels: int = _static()
+    strides: tuple[int, int] = _static()
+    padding: _spec.Padding = _static()
+    dilation: tuple[int, int] = _static()
+    groups: int = _static()
+    format_version: int = _static(default=_spec.FORMAT_VERSION)
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(R, S): height and width of the kernel."""
+        return tuple(self.weight.shape[1:3])
+
+    @property
+    def stored_channels(self) -> tuple[int, int]:
+        """(C, K) as stored, padding included."""
+        return self.weight.shape[3], self.weight.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all data leaves."""
+        return sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(self))
+
+    def bind(
+        self,
+        *,
+        x_scale: Any,
+        out_scale: Any = None,
+        residual_scale: Any = None,
+        activation: _spec.Activation | str | None = None,
+        out_dtype: Any = None,
+    ) -> PackedConv:
+        """Fold scales, bias and activation bounds once, so that calls need not.
+
+        Args:
+            x_scale: ``[; float32]`` scale of the input activations.
+            out_scale: ``[; float32]`` scale of the int8 output; None for a float one.
+            residual_scale: ``[; float32]`` scale of the int8 residual, or None without one.
+            activation: fused after the addition of the residual; see `Activation`.
+            out_dtype: one of int8, float32, bfloat16, float16; None means int8 where
+                out_scale is given, else float32. An int32 output has nothing to bind.
+
+        Returns:
+            The same pack with `binding` set (an earlier one is replaced).
+
+        Raises:
+            TypeError, ValueError: on bad scales, an unknown activation or dtype, or an
+                out_scale that doesn't go with out_dtype.
+        """
+        check_format(self)
+        activation = _spec.as_activation(activation)
+        dtype = resolve_out_dtype(out_dtype, out_scale)
+        if dtype == "int32":
+            raise ValueError(
+                "out_dtype='int32' is the bare accumulator and has nothing to bind; "
+                "call qconv(x, packed, out_dtype='int32') with the unbound pack."
+            )
+        x_scale = check_scale("x_scale", x_scale)
+        out_scale = None if out_scale is None else check_scale("out_scale", out_scale)
+        if residual_scale is not None:
+            residual_scale = check_scale("residual_scale", residual_scale)
+        constants = fold(
+            weight_scale=self.weight_scale,
+            bias=self.bias,
+            x_scale=x_scale,
+            out_scale=out_scale,
+            residual_scale=residual_scale,
+            activation=activation,
+            channels=self.out_channels,
+            stored=self.weight.shape[0],
+        )
+        binding = Binding(constants, x_scale, out_scale, residual_scale, activation, dtype)
+        return dataclasses.replace(self, binding=binding)
+
+    def __repr__(self) -> str:
+        if not hasattr(self.weight, "shape"):
+            leaves = f"{self.weight!r}, {self.weight_scale!r}, {self.bias!r}, {self.binding!r}"
+            return f"PackedConv({leaves})"
+        c, k = self.stored_channels
+        stored = "" if (c, k) == (self.in_channels, self.out_channels) else f" (stored {c} -> {k})"
+        kernel = "x".join(map(str, self.kernel_size))
+        per = "channel" if self.weight_scale.ndim else "tensor"
+        bound = ""
+        if self.binding is not None:
+            bound = f", bound to {self.binding.out_dtype} {self.binding.activation.kind}"
+        return (
+            f"PackedConv({self.in_channels} -> {self.out_channels}{stored}, {kernel} kernel, "
+            f"strides={self.strides}, padding={self.padding!r}, dilation={self.dilation}, "
+            f"groups={self.groups}, scale per {per}, "
+            f"bias={'no' if self.bias is None else 'yes'}{bound})"
+        )
+
+
+def check_format(packed: Any) -> None:
+    """Refuse what isn't a pack, or one of a newer format than this version can read."""
+    if not isinstance(packed, PackedConv):
+        raise TypeError(f"packed must be a PackedConv from prepack, got {type(packed).__name__}.")
+    if packed.format_version > _spec.FORMAT_VERSION:
+        raise ValueError(
+            f"packed has format version {packed.format_version}; this jax_qconv reads up to "
+            f"{_spec.FORMAT_VERSION}. Update jax_qconv, or prepack the weights again."
+        )
+
+
+def resolve_out_dtype(out_dtype: Any, out_scale: Any) -> str:
+    """int8 where an out_scale is given, else float32, unless ``out_dtype`` says otherwise."""
+    if out_dtype is None:
+        return "float32" if out_scale is None else "int8"
+    dtype = _spec.as_out_dtype(out_dtype)
+    if dtype == "int8" and out_scale is None:
+        raise ValueError("out_dtype='int8' needs out_scale, the scale of the output.")
+    if dtype != "int8" and out_scale is not None:
+        raise ValueError(f"out_scale goes with an int8 output only, got out_dtype={dtype!r}.")
+    return dtype
+
+
+def prepack(
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    weight_scale: Any = None,
+    layout: str = "HWIO",
+    strides: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Any] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    per_channel: bool = True,
+    pad_to: tuple[int | None, int | None] | None = None,
+) -> PackedConv:
+    """Quantise, pad and lay out the weights of a 2-D convolution for the int8 kernels.
+
+    A transformation of arrays: works inside and outside `jax.jit`, with the same bytes.
+    Float weights are quantised symmetrically to [-127, 127]: scale = absmax / 127 (1 where
+    all weights are zero), q = rint(w * (1/scale)), half to even, constants from float64.
+
+    Args:
+        weight: ``[R, S, C, K; float]``, or in another ``layout``; or int8 data, taken as
+            they are together with ``weight_scale``.
+        bias: ``[K; float]`` in real units, or None.
+        weight_scale: ``[K or scalar; float32]`` of int8 weights; refused for float ones.
+        layout: ``"HWIO"`` (JAX, Flax), ``"OIHW"`` (PyTorch) or ``"OHWI"``.
+        strides: window strides, an int or (height, width).
+        padding: ``"SAME"``, ``"VALID"``, an int, (height, width) or
+            ((top, bottom), (left, right)); padded elements are real zeros.
+        dilation: of the kernel, an int or (height, width).
+        groups: feature groups; only 1 so far.
+        per_channel: one scale per output channel (True) or one for the tensor.
+        pad_to: (C, K) channel counts to store, multiples of 4, None for the rule in either
+            place. The rule is a pure function of the channel count, equal on all machines.
+
+    Returns:
+        An unbound `PackedConv`.
+
+    Raises:
+        TypeError, ValueError: on a bad shape, dtype, scale, layout, stride, padding or
+            dilation, or if the int32 accumulation could overflow.
+    """
+    weight = jnp.asarray(weight)
+    if layout not in _TO_OHWI:
+        raise ValueError(f"layout={layout!r} is not known; use one of {list(_TO_OHWI)}.")
+    if weight.ndim != 4:
+        raise ValueError(f"weight must have 4 axes ({layout}), got shape {list(weight.shape)}.")
+    if 0 in weight.shape:
+        raise ValueError(f"weight must not be empty, got shape {list(weight.shape)}.")
+    if groups != 1:
+        raise ValueError(f"groups must be 1 in this version, got {groups!r}.")
+    k, r, s, c = (weight.shape[axis] for axis in _TO_OHWI[layout])
+    if c * r * s * 128 * 128 >= 2**31:
+        raise ValueError(
+            f"weight of shape {list(weight.shape)} ({layout}) sums {c * r * s} products, whose "
+            f"bound {c * r * s} * 128 * 128 reaches 2**31: the int32 accumulator could overflow. "
+            "Split the input channels and add the parts."
+        )
+    stored_c, stored_k = _stored_channels(c, k, pad_to)
+    if bias is not None:
+        bias = jnp.asarray(bias)
+        if bias.shape != (k,):
+            raise ValueError(f"bias must be of shape [{k}], got {list(bias.shape)}.")
+        if not jnp.issubdtype(bias.dtype, jnp.floating):
+            raise TypeError(
+                f"bias must be of a float dtype, in real units, got {bias.dtype}; an integer "
+                "bias in steps of the accumulator is bias * x_scale * weight_scale."
+            )
+        bias = bias.astype(jnp.float32)
+    if weight.dtype == jnp.int8:
+        if weight_scale is None:
+            raise ValueError("int8 weight needs weight_scale, a scalar or one scale per channel.")
+        scale = check_scale("weight_scale", weight_scale, length=k)
+        packed = _lay_out(weight, layout=layout, stored=(stored_c, stored_k))
+    elif jnp.issubdtype(weight.dtype, jnp.floating):
+        if weight_scale is not None:
+            raise ValueError("weight_scale goes with int8 weights; float ones get their own.")
+        packed, scale = _quantize_weight(
+            weight, layout=layout, stored=(stored_c, stored_k), per_channel=bool(per_channel)
+        )
+        if is_concrete(scale) and not np.isfinite(np.asarray(scale)).all():
+            raise ValueError("weight holds NaN or infinite values.")
+    else:
+        raise TypeError(f"weight must be of a float dtype or int8, got {weight.dtype}.")
+    return PackedConv(
+        weight=packed,
+        weight_scale=scale,
+        bias=bias,
+        binding=None,
+        in_channels=c,
+        out_channels=k,
+        strides=_spec.as_pair("strides", strides, minimum=1),
+        padding=_spec.as_padding(padding),
+        dilation=_spec.as_pair("dilation", dilation, minimum=1),
+        groups=1,
+    )
+
+
+def _stored_channels(
+    c: int, k: int, pad_to: tuple[int | None, int | None] | None
+) -> tuple[int, int]:
+    if pad_to is None:
+        pad_to = (None, None)
+    if not isinstance(pad_to, Sequence) or len(pad_to) != 2:
+        raise TypeError(f"pad_to must be a pair (C, K) or None, got {pad_to!r}.")
+    stored = []
+    for name, channels, wanted in zip("CK", (c, k), pad_to, strict=True):
+        if wanted is None:
+            wanted = _spec.padded_channels(channels)
+        elif wanted < channels or wanted % 4:
+            raise ValueError(
+                f"pad_to stores {wanted} channels for {name}={channels}; it must be a multiple "
+                f"of 4 and at least {channels}."
+            )
+        stored.append(wanted)
+    return stored[0], stored[1]
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "stored"))
+def _lay_out(weight: jax.Array, *, layout: str, stored: tuple[int, int]) -> jax.Array:
+    """[any layout; int8] -> [K, R, S, C; int8], stored channels."""
+    weight = weight.transpose(_TO_OHWI[layout])
+    k, _, _, c = weight.shape
+    return jnp.pad(weight, [(0, stored[1] - k), (0, 0), (0, 0), (0, stored[0] - c)])
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "stored", "per_channel"))
+def _quantize_weight(
+    weight: jax.Array, *, layout: str, stored: tuple[int, int], per_channel: bool
+) -> tuple[jax.Array, jax.Array]:
+    weight = weight.astype(jnp.float32)
+    out_axis = _TO_OHWI[layout][0]
+    axes = tuple(a for a in range(4) if a != out_axis) if per_channel else (0, 1, 2, 3)
+    absmax = jnp.max(jnp.abs(weight), axis=axes)
+    with jax.enable_x64(True):
+        # A product with a constant: division by one is not IEEE on every device.
+        scale = (absmax.astype(jnp.float64) * np.float64(1 / 127)).astype(jnp.float32)
+    # A zero scale has no reciprocal; the weights are all (almost) zero, so any scale serves.
+    scale = jnp.where(scale < np.finfo(np.float32).tiny, jnp.float32(1), scale)
+    inverse = jnp.expand_dims(reciprocal(scale), axes) if per_channel else reciprocal(scale)
+    q = jnp.clip(jnp.round(weight * inverse), -127, 127).astype(jnp.int8)
+    return _lay_out(q, layout=layout, stored=stored), scale
+
+
+class Unpacked(NamedTuple):
+    """What a pack was made from, unpadded; its geometry are attributes of the pack.
+
+    Attributes:
+        weight: int8, in the layout asked for.
+        weight_scale: ``[K or scalar; float32]``.
+        bias: ``[K; float32]`` or None.
+    """
+
+    weight: jax.Array
+    weight_scale: jax.Array
+    bias: jax.Array | None
+
+
+def unpack(packed: PackedConv, *, layout: str = "HWIO") -> Unpacked:
+    """The int8 weights, scales and bias of a pack, without padding.
+
+    Args:
+        packed: from `prepack`, bound or not.
+        layout: of the weights to return: ``"HWIO"``, ``"OIHW"`` or ``"OHWI"``.
+
+    Returns:
+        An `Unpacked`; ``prepack(u.weight, u.bias, weight_scale=u.weight_scale, ...)`` gives
+        the same pack back.
+
+    Raises:
+        TypeError, ValueError: if it isn't a pack, is of a newer format, or on an unknown layout.
+    """
+    check_format(packed)
+    if layout not in _TO_OHWI:
+        raise ValueError(f"layout={layout!r} is not known; use one of {list(_TO_OHWI)}.")
+    weight = packed.weight[: packed.out_channels, ..., : packed.in_channels]
+    return Unpacked(
+        weight.transpose(np.argsort(_TO_OHWI[layout])), packed.weight_scale, packed.bias
+    )

@@ -1,0 +1,134 @@
+"""The JAX primitive: its shape, its lowerings and how transformations act on it.
+
+All transformation rules live here: jit, vmap, differentiation, shard_map, platforms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jax_qconv import _native, _plans, _reference
+from jax_qconv._quantize import INTEGER_OP_GRADIENT
+from jax_qconv._spec import Problem
+
+IMPLEMENTATIONS = ("cudnn", "reference")
+
+conv_p = Primitive("jax_qconv")
+
+
+def bind(
+    problem: Problem, operands: tuple[jax.Array, ...], *, implementation: str | None, plan: str | None
+) -> jax.Array:
+    """Apply the convolution to operands in the order of ``problem.operand_names``."""
+    if 0 in problem.out_shape:
+        return jnp.zeros(problem.out_shape, problem.out_dtype)
+    params = {"problem": problem, "implementation": implementation, "plan": plan}
+    return conv_p.bind(*_equally_varying(operands), **params)
+
+
+def _equally_varying(operands: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Inside shard_map, mark all operands as varying over the axes that any varies over."""
+    varying = [getattr(jax.typeof(v), "vma", frozenset()) for v in operands]
+    everywhere = frozenset().union(*varying)
+    return tuple(
+        jax.lax.pcast(v, tuple(everywhere - axes), to="varying") if everywhere - axes else v
+        for v, axes in zip(operands, varying, strict=True)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "implementation", "plan"))
+def _jitted(*operands: jax.Array, **params: Any) -> jax.Array:
+    return conv_p.bind(*operands, **params)
+
+
+@conv_p.def_impl
+def _impl(*operands: jax.Array, **params: Any) -> jax.Array:
+    # Eager calls are compiled too, also under jax.disable_jit: there is no other way to run.
+    with jax.disable_jit(False):
+        return _jitted(*operands, **params)
+
+
+@conv_p.def_abstract_eval
+def _abstract_eval(x: Any, *_: Any, problem: Problem, **__: Any) -> Any:
+    return x.update(shape=problem.out_shape, dtype=jnp.dtype(problem.out_dtype), weak_type=False)
+
+
+def _lower_reference(
+    ctx: Any, *operands: Any, problem: Problem, implementation: str | None, plan: str | None
+) -> Any:
+    (platform,) = ctx.platforms or ctx.module_context.platforms
+    if implementation == "cudnn" or plan is not None:
+        asked = "implementation='cudnn'" if plan is None else f"plan={plan!r}"
+        raise _native.EngineUnavailableError(
+            f"{asked} was asked for, but this computation is lowered for {platform}, where cuDNN "
+            "doesn't run. Put the arrays on a CUDA device, or use implementation=None."
+        )
+    convolve = functools.partial(_reference.convolve, problem, native_conv=platform == "cpu")
+    return mlir.lower_fun(convolve, multiple_results=False)(ctx, *operands)
+
+
+def _lower_cuda(
+    ctx: Any, *operands: Any, problem: Problem, implementation: str | None, plan: str | None
+) -> Any:
+    if implementation == "reference":
+        convolve = functools.partial(_reference.convolve, problem, native_conv=False)
+        return mlir.lower_fun(convolve, multiple_results=False)(ctx, *operands)
+    _native.extension()
+    call = jax.ffi.ffi_lowering(_native.TARGET)
+    return call(
+        ctx,
+        *operands,
+        schema=np.int64(_native.SCHEMA),
+        problem=str(problem),
+        plan=_plans.plan_for(problem, plan),
+        # A plan named by the caller is used or refused; one found by us may be replaced.
+        pinned=plan is not None,
+    )
+
+
+mlir.register_lowering(conv_p, _lower_reference)
+mlir.register_lowering(conv_p, _lower_cuda, platform="cuda")
+
+
+def _batch(
+    operands: tuple[Any, ...], axes: tuple[Any, ...], *, problem: Problem, **params: Any
+) -> tuple[jax.Array, int]:
+    """vmap over activations folds into N: still one call. Over weights or scales: one each."""
+    named = dict(zip(problem.operand_names, zip(operands, axes, strict=True), strict=True))
+    size = next(v.shape[a] for v, a in named.values() if a is not None)
+    if any(a is not None for n, (_, a) in named.items() if n not in ("x", "r")):
+        mapped = [
+            jnp.moveaxis(v, a, 0) if a is not None else jnp.stack([v] * size)
+            for v, a in named.values()
+        ]
+        return jnp.stack([bind(problem, item, **params) for item in zip(*mapped, strict=True)]), 0
+
+    def fold(v: jax.Array, axis: Any) -> jax.Array:
+        if axis is None:
+            v = jnp.broadcast_to(v[None], (size, *v.shape))
+        else:
+            v = jnp.moveaxis(v, axis, 0)
+        return v.reshape(-1, *v.shape[2:])
+
+    folded = tuple(fold(v, a) if n in ("x", "r") else v for n, (v, a) in named.items())
+    wide = dataclasses.replace(problem, x_shape=folded[0].shape)
+    out = bind(wide, folded, **params)
+    return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+batching.primitive_batchers[conv_p] = _batch
+
+
+def _differentiate(primals: Any, tangents: Any, **params: Any) -> Any:
+    raise TypeError(INTEGER_OP_GRADIENT.format(op="qconv"))
+
+
+ad.primitive_jvps[conv_p] = _differentiate

@@ -1,0 +1,297 @@
+"""What a convolution is, before any array: layouts, activations, geometry, problems.
+
+Nothing here touches a device or an array; every rule about shapes lives here once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, Literal
+
+FORMAT_VERSION = 1
+"""Version of the packed format; a pack of a newer one is refused."""
+
+WEIGHT_LAYOUTS = ("HWIO", "OIHW", "OHWI")
+"""Accepted weight layouts: JAX and Flax, PyTorch, and the packed one."""
+
+OUT_DTYPES = ("int8", "int32", "float32", "bfloat16", "float16")
+"""Accepted output dtypes of a convolution."""
+
+MAX_ELEMENTS = 2**31 - 1
+"""Largest element count of a tensor: kernels index with 32-bit integers."""
+
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """An activation fused into the convolution, in real (dequantised) units.
+
+    Make one by name (``"relu"``, ``"relu6"``, ``"leaky_relu"``, ``"none"``) wherever an
+    activation is asked for, or with the constructors `clip` and `leaky_relu` below.
+
+    Attributes:
+        kind: ``"none"``, ``"relu"``, ``"clip"`` or ``"leaky_relu"``.
+        lower: lower bound of ``"clip"``, in real units.
+        upper: upper bound of ``"clip"``, in real units.
+        slope: factor for negative values of ``"leaky_relu"``.
+    """
+
+    kind: Literal["none", "relu", "clip", "leaky_relu"] = "none"
+    lower: float = -math.inf
+    upper: float = math.inf
+    slope: float = 0.0
+
+    @classmethod
+    def clip(cls, lower: float, upper: float) -> Activation:
+        """``min(max(y, lower), upper)``, bounds in real units.
+
+        Raises:
+            ValueError: unless ``lower < upper`` (NaN is refused too).
+        """
+        if not lower < upper:
+            raise ValueError(f"clip needs lower < upper, got lower={lower}, upper={upper}.")
+        return cls("clip", lower=float(lower), upper=float(upper))
+
+    @classmethod
+    def leaky_relu(cls, slope: float = 0.01) -> Activation:
+        """``y if y > 0 else y * slope``.
+
+        Raises:
+            ValueError: unless ``slope`` is finite and not negative.
+        """
+        if not (math.isfinite(slope) and slope >= 0):
+            raise ValueError(f"leaky_relu needs a finite slope >= 0, got {slope}.")
+        return cls("leaky_relu", slope=float(slope))
+
+
+ACTIVATIONS = {
+    "none": Activation(),
+    "relu": Activation("relu"),
+    "relu6": Activation.clip(0.0, 6.0),
+    "leaky_relu": Activation.leaky_relu(),
+}
+"""The activations that have a name."""
+
+
+def as_activation(activation: Activation | str | None) -> Activation:
+    """Normalise the ``activation`` argument; None means none."""
+    if activation is None:
+        return ACTIVATIONS["none"]
+    if isinstance(activation, Activation):
+        return activation
+    if isinstance(activation, str) and activation in ACTIVATIONS:
+        return ACTIVATIONS[activation]
+    raise ValueError(
+        f"activation={activation!r} is not known; use one of {sorted(ACTIVATIONS)}, "
+        "Activation.clip(lower, upper), Activation.leaky_relu(slope) or None."
+    )
+
+
+def as_out_dtype(out_dtype: Any) -> str:
+    """Normalise the ``out_dtype`` argument to one of `OUT_DTYPES`."""
+    name = getattr(out_dtype, "name", None) or getattr(out_dtype, "__name__", None) or out_dtype
+    if name in OUT_DTYPES:
+        return str(name)
+    raise ValueError(f"out_dtype={out_dtype!r} is not supported; use one of {list(OUT_DTYPES)}.")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def as_pair(name: str, value: int | Sequence[int], *, minimum: int) -> tuple[int, int]:
+    """Normalise an int or a pair of ints (height, width), each at least ``minimum``."""
+    pair = (value, value) if _is_int(value) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_is_int(v) for v in pair):
+        raise TypeError(f"{name} must be an int or a pair of ints (height, width), got {value!r}.")
+    if min(pair) < minimum:
+        raise ValueError(f"{name} must be at least {minimum} in each dimension, got {value!r}.")
+    return int(pair[0]), int(pair[1])
+
+
+def as_padding(padding: str | int | Sequence[Any]) -> Padding:
+    """Normalise padding to ``"SAME"``, ``"VALID"`` or ((top, bottom), (left, right))."""
+    if isinstance(padding, str):
+        if padding.upper() in ("SAME", "VALID"):
+            return padding.upper()
+        raise ValueError(
+            f"padding={padding!r} is not known; use 'SAME', 'VALID', an int, a pair of ints or "
+            "a pair of (before, after) pairs."
+        )
+    sides = (padding, padding) if _is_int(padding) else padding
+    if not isinstance(sides, Sequence) or len(sides) != 2:
+        raise TypeError(
+            "padding must be 'SAME', 'VALID', an int, a pair of ints (height, width) or a pair "
+            f"of (before, after) pairs, got {padding!r}."
+        )
+    top_bottom, left_right = (as_pair("padding", side, minimum=0) for side in sides)
+    return top_bottom, left_right
+
+
+def resolve_padding(
+    padding: Padding,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Turn padding into explicit (before, after) pairs for an input of ``size`` (H, W).
+
+    ``"SAME"`` is that of `jax.lax.padtype_to_pads`: the output has ceil(size / stride)
+    elements, and an odd number of padded elements puts the extra one at the end.
+    """
+    if not isinstance(padding, str):
+        return padding
+    if padding == "VALID":
+        return (0, 0), (0, 0)
+
+    def same(n: int, k: int, stride: int, dil: int) -> tuple[int, int]:
+        total = max((-(-n // stride) - 1) * stride + (k - 1) * dil + 1 - n, 0)
+        return total // 2, total - total // 2
+
+    height, width = (same(*v) for v in zip(size, kernel, strides, dilation, strict=True))
+    return height, width
+
+
+def padded_channels(channels: int) -> int:
+    """Channels stored for ``channels`` logical ones: a pure function, equal on every machine.
+
+    A measured choice on Hopper GPUs, not a rule of thumb: up to 32 channels the kernels that
+    need C % 4 == 0 win, above that those that read 64 channels at a time.
+    """
+    if channels <= 16:
+        return max(4, 1 << (channels - 1).bit_length())
+    if channels <= 32:
+        return -(-channels // 4) * 4
+    if channels <= 64:
+        return 64
+    return -(-channels // 16) * 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Everything that fixes a convolution call but its data. Hashable; built by `make`.
+
+    Attributes:
+        x_shape: (N, H, W, C), channels as stored (padded).
+        w_shape: (K, R, S, C), channels as stored (padded).
+        strides: (height, width).
+        padding: ((top, bottom), (left, right)), zeros in the quantised domain.
+        dilation: (height, width) of the kernel.
+        groups: feature groups; 1 for now.
+        out_dtype: one of `OUT_DTYPES`.
+        activation: kind of activation; its bounds are data, its slope is not.
+        slope: of ``"leaky_relu"``, else 0.
+        residual: whether an int8 tensor of the output's shape is added.
+    """
+
+    x_shape: tuple[int, int, int, int]
+    w_shape: tuple[int, int, int, int]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    groups: int
+    out_dtype: str
+    activation: str
+    slope: float
+    residual: bool
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        x_shape: Sequence[int],
+        w_shape: Sequence[int],
+        strides: tuple[int, int],
+        padding: Padding,
+        dilation: tuple[int, int],
+        groups: int,
+        out_dtype: str,
+        activation: Activation,
+        residual: bool,
+    ) -> Problem:
+        """Resolve padding and check that the convolution exists.
+
+        Raises:
+            ValueError: if the kernel is larger than the padded input, or a tensor has more
+                than `MAX_ELEMENTS` elements.
+        """
+        n, h, w, c = x_shape
+        k, r, s, _ = w_shape
+        pads = resolve_padding(padding, (h, w), (r, s), strides, dilation)
+        problem = cls(
+            x_shape=(n, h, w, c),
+            w_shape=(k, r, s, c),
+            strides=strides,
+            padding=pads,
+            dilation=dilation,
+            groups=groups,
+            out_dtype=out_dtype,
+            activation=activation.kind,
+            slope=activation.slope,
+            residual=residual,
+        )
+        for axis, size, kernel, pad, dil in zip(
+            ("height", "width"), (h, w), (r, s), pads, dilation, strict=True
+        ):
+            extent = (kernel - 1) * dil + 1
+            if extent > size + sum(pad):
+                raise ValueError(
+                    f"kernel {axis} {kernel} with dilation {dil} spans {extent} elements, more "
+                    f"than the padded input's {size} + {pad[0]} + {pad[1]}; enlarge padding or x."
+                )
+        for name, shape in (("x", x_shape), ("weight", w_shape), ("output", problem.out_shape)):
+            if math.prod(shape) > MAX_ELEMENTS:
+                raise ValueError(
+                    f"{name} of shape {tuple(shape)} has {math.prod(shape)} elements, more than "
+                    f"2**31 - 1; split the batch."
+                )
+        return problem
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """(N, P, Q, K), channels as stored (padded)."""
+        sizes = zip(
+            self.x_shape[1:3], self.w_shape[1:3], self.strides, self.padding, self.dilation,
+            strict=True,
+        )  # fmt: skip
+        p, q = ((n + sum(pad) - (k - 1) * d - 1) // st + 1 for n, k, st, pad, d in sizes)
+        return self.x_shape[0], p, q, self.w_shape[0]
+
+    @property
+    def operand_names(self) -> tuple[str, ...]:
+        """Operands of the call in order; which exist follows from the epilogue."""
+        names = ["x", "w"]
+        if self.out_dtype != "int32":
+            names += ["m", "b"]
+        if self.residual:
+            names += ["r", "m_r"]
+        if self.activation == "clip":
+            names += ["lower", "upper"]
+        return tuple(names)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, stored channels."""
+        return math.prod(self.out_shape) * math.prod(self.w_shape[1:])
+
+    def __str__(self) -> str:
+        """The one text form: attribute of the call, key of caches, words of error messages."""
+        (top, bottom), (left, right) = self.padding
+        fields: dict[str, tuple[Any, ...]] = {
+            "x": self.x_shape,
+            "w": self.w_shape,
+            "strides": self.strides,
+            "padding": (top, bottom, left, right),
+            "dilation": self.dilation,
+            "groups": (self.groups,),
+            "out": (self.out_dtype,),
+            "activation": (self.activation,),
+            "slope": (self.slope,),
+            "residual": (int(self.residual),),
+        }
+        return " ".join(f"{name}={','.join(map(str, v))}" for name, v in fields.items())
