@@ -13,7 +13,7 @@ import jax
 import platformdirs
 
 try:
-    from jax_qconv import _ext
+    import jax_qconv._ext as _ext
 except ImportError as error:
     # Kept to be shown where the extension is asked for.
     _ext = None

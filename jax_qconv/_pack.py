@@ -143,7 +143,7 @@ class PackedConv:
         c, k = self.stored_channels
         stored = "" if (c, k) == (self.in_channels, self.out_channels) else f" (stored {c} -> {k})"
         kernel = "x".join(map(str, self.kernel_size))
-        per = "channel" if self.weight_scale.ndim else "tensor"
+        per = "channel" if self.weight_scale.shape else "tensor"
         bound = ""
         if self.binding is not None:
             bound = f", bound to {self.binding.out_dtype} {self.binding.activation.kind}"

@@ -108,7 +108,7 @@ def epilogue(
     """
     if problem.out_dtype == "int32":
         return acc
-    y = fma(acc.astype(jnp.float32), m, b)
+    y = fma(acc.astype(jnp.float32), m[None, None, None], b[None, None, None])
     if r is not None:
         y = fma(r.astype(jnp.float32), m_r, y)
     if problem.activation == "relu":

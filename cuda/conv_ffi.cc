@@ -1,0 +1,169 @@
+#include "conv_ffi.h"
+
+#include <map>
+#include <mutex>
+
+#include "plan_name.h"
+#include "problem.h"
+#include "search.h"
+#include "status.h"
+
+namespace jax_qconv {
+
+struct ConvState {
+  static ffi::TypeId id;
+  static ffi::TypeInfo info;
+
+  Problem problem;
+  PlanName plan_name;
+  bool pinned = false;
+
+  std::mutex mutex;  // of `plans` only; never held while building or launching
+  std::map<int32_t, std::shared_ptr<const Plan>> plans;  // by device
+
+  std::shared_ptr<const Plan> Find(int32_t device) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto it = plans.find(device);
+    return it == plans.end() ? nullptr : it->second;
+  }
+};
+
+// Not zero: the CPU backend, started first, would take the type for unregistered and die.
+ffi::TypeId ConvState::id = {reinterpret_cast<intptr_t>(&ConvState::id)};
+ffi::TypeInfo ConvState::info = ffi::MakeTypeInfo<ConvState>();
+
+ffi::TypeId* ConvStateTypeId() { return &ConvState::id; }
+const ffi::TypeInfo* ConvStateTypeInfo() { return &ConvState::info; }
+
+namespace {
+
+constexpr int64_t kSchema = 1;     // of the attributes; as in jax_qconv/_native.py
+constexpr size_t kAlignment = 16;  // that plans are built for
+
+ffi::DataType DataTypeOf(OutType type) {
+  switch (type) {
+    case OutType::kInt8:
+      return ffi::DataType::S8;
+    case OutType::kInt32:
+      return ffi::DataType::S32;
+    case OutType::kFloat32:
+      return ffi::DataType::F32;
+    case OutType::kBfloat16:
+      return ffi::DataType::BF16;
+    case OutType::kFloat16:
+      return ffi::DataType::F16;
+  }
+  return ffi::DataType::INVALID;
+}
+
+Error CheckBuffer(const char* name, const ffi::AnyBuffer& buffer, ffi::DataType type,
+                  int64_t elements, const Problem& problem) {
+  if (buffer.element_type() == type &&
+      static_cast<int64_t>(buffer.element_count()) == elements) {
+    return Error::Success();
+  }
+  return Error::InvalidArgument(StrCat("jax_qconv: operand '", name, "' has ",
+                                       buffer.element_count(), " elements of ",
+                                       buffer.element_type(), ", but '", problem.text, "' needs ",
+                                       elements, " of ", type));
+}
+
+// The buffers of a call in their places, checked against the problem.
+ErrorOr<Operands> Decode(const Problem& problem, ffi::RemainingArgs args,
+                         ffi::RemainingRets results) {
+  const auto slots = InputSlots(problem);
+  if (args.size() != slots.size() || results.size() != 1) {
+    return Unexpected(Error::InvalidArgument(
+        StrCat("jax_qconv: got ", args.size(), " operands and ", results.size(),
+               " results, but '", problem.text, "' has ", slots.size(), " and 1")));
+  }
+  Operands operands;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    JQ_ASSIGN_OR_UNEXPECTED(const auto buffer, args.get<ffi::AnyBuffer>(i));
+    const auto type = slots[i].bytes_per_element == 1 ? ffi::DataType::S8 : ffi::DataType::F32;
+    JQ_RETURN_UNEXPECTED_IF_ERROR(
+        CheckBuffer(slots[i].name, buffer, type, slots[i].elements, problem));
+    operands.*slots[i].member = buffer.untyped_data();
+  }
+  JQ_ASSIGN_OR_UNEXPECTED(auto result, results.get<ffi::AnyBuffer>(0));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(CheckBuffer("out", *result, DataTypeOf(problem.out),
+                                            problem.out_elements(), problem));
+  operands.out = result->untyped_data();
+  return operands;
+}
+
+ErrorOr<std::unique_ptr<ConvState>> Instantiate(ffi::RemainingArgs args,
+                                                ffi::RemainingRets results,
+                                                ffi::Dictionary attributes) {
+  JQ_ASSIGN_OR_UNEXPECTED(const int64_t schema, attributes.get<int64_t>("schema"));
+  if (schema != kSchema) {
+    return Unexpected(Error::InvalidArgument(
+        StrCat("jax_qconv: the program was compiled with schema ", schema,
+               " of the call, this version runs schema ", kSchema,
+               "; compile it again, or use the version it was compiled with")));
+  }
+  auto state = std::make_unique<ConvState>();
+  JQ_ASSIGN_OR_UNEXPECTED(const auto problem, attributes.get<std::string_view>("problem"));
+  JQ_ASSIGN_OR_UNEXPECTED(const auto plan, attributes.get<std::string_view>("plan"));
+  JQ_ASSIGN_OR_UNEXPECTED(state->pinned, attributes.get<bool>("pinned"));
+  JQ_ASSIGN_OR_UNEXPECTED(state->problem, Problem::Parse(std::string(problem)));
+  JQ_ASSIGN_OR_UNEXPECTED(state->plan_name, PlanName::Parse(std::string(plan)));
+  // Some versions of XLA show shapes here (without data), others nothing.
+  if (args.size() != 0) {
+    JQ_ASSIGN_OR_UNEXPECTED(const auto ignored, Decode(state->problem, args, results));
+    static_cast<void>(ignored);
+  }
+  return state;
+}
+
+Error Initialize(ConvState* state, int32_t device) {
+  if (state->Find(device) != nullptr) return Error::Success();
+  auto plan = ResolvePlan(state->problem, state->plan_name, state->pinned, device);
+  if (!plan.has_value()) return Annotate(plan.error(), "jax_qconv");
+  std::lock_guard<std::mutex> lock(state->mutex);
+  state->plans.emplace(device, *plan);
+  return Error::Success();
+}
+
+Error Execute(ffi::RemainingArgs args, ffi::RemainingRets results, ConvState* state,
+              int32_t device, CUstream stream) {
+  const std::shared_ptr<const Plan> plan = state->Find(device);
+  if (plan == nullptr) {
+    return Error::Internal(StrCat("jax_qconv: run before it was initialized on device ", device));
+  }
+  JQ_ASSIGN_OR_RETURN(const Operands operands, Decode(state->problem, args, results));
+  for (const OperandSlot& slot : InputSlots(state->problem)) {
+    const bool vector = slot.elements > 1;
+    if (vector && reinterpret_cast<uintptr_t>(operands.*slot.member) % kAlignment != 0) {
+      return Error::InvalidArgument(StrCat("jax_qconv: operand '", slot.name,
+                                           "' isn't aligned to ", kAlignment,
+                                           " bytes; copy it with jax.numpy.copy"));
+    }
+  }
+  if (Error error = plan->Launch(operands, stream); error.failure()) {
+    return Annotate(error, StrCat("jax_qconv, plan '", plan->name().ToString(), "'"));
+  }
+  return Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    JaxQconvInstantiate, Instantiate,
+    ffi::Ffi::BindInstantiate().RemainingArgs().RemainingRets().Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvInitialize, Initialize,
+                              ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()
+                                  .Ctx<ffi::State<ConvState>>()
+                                  .Ctx<ffi::DeviceOrdinal>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvExecute, Execute,
+                              ffi::Ffi::Bind()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Ctx<ffi::State<ConvState>>()
+                                  .Ctx<ffi::DeviceOrdinal>()
+                                  .Ctx<ffi::PlatformStream<CUstream>>(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+}  // namespace jax_qconv

@@ -1,0 +1,264 @@
+#include "cudnn_graph.h"
+
+#include <cudnn_frontend.h>
+
+#include <unordered_map>
+
+namespace jax_qconv {
+namespace {
+
+namespace fe = ::cudnn_frontend;
+using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
+
+// cudnn-frontend reports errors as values, but its loader throws where a symbol is missing, and
+// containers may throw too: nothing may leave this file as an exception.
+template <typename Body>
+Error Guard(const char* what, const Problem& problem, Body&& body) {
+  std::string message;
+  try {
+    fe::error_t status = body();
+    if (status.is_good()) return Error::Success();
+    message = status.get_message();
+  } catch (const std::exception& exception) {
+    message = exception.what();
+  }
+  return Error::Internal(StrCat("cuDNN: ", what, " failed for '", problem.text, "': ", message));
+}
+
+fe::DataType_t DataType(OutType type) {
+  switch (type) {
+    case OutType::kInt8:
+      return fe::DataType_t::INT8;
+    case OutType::kInt32:
+      return fe::DataType_t::INT32;
+    case OutType::kFloat32:
+      return fe::DataType_t::FLOAT;
+    case OutType::kBfloat16:
+      return fe::DataType_t::BFLOAT16;
+    case OutType::kFloat16:
+      return fe::DataType_t::HALF;
+  }
+  return fe::DataType_t::NOT_SET;
+}
+
+// Adds the nodes of a problem to a graph.
+class Nodes {
+ public:
+  Nodes(fe::graph::Graph& graph, const Problem& problem) : graph_(graph), problem_(problem) {}
+
+  void Add(bool bare) {
+    const auto& p = problem_;
+    Tensor x = Input("x", {p.n, p.c, p.h, p.w}, fe::DataType_t::INT8);
+    Tensor w = Input("w", {p.k, p.c, p.r, p.s}, fe::DataType_t::INT8);
+    Tensor y = graph_.conv_fprop(
+        x, w,
+        fe::graph::Conv_fprop_attributes()
+            .set_pre_padding({p.padding[0], p.padding[2]})
+            .set_post_padding({p.padding[1], p.padding[3]})
+            .set_stride({p.strides[0], p.strides[1]})
+            .set_dilation({p.dilation[0], p.dilation[1]})
+            .set_compute_data_type(fe::DataType_t::INT32));
+    if (p.has_epilogue()) {
+      // A float result of the convolution keeps the pattern on cuDNN's general fusion engines; with
+      // an int32 one, a residual is matched to an older pattern without Hopper kernels.
+      y->set_data_type(fe::DataType_t::FLOAT);
+      y = AddEpilogue(y);
+    } else if (!bare) {
+      // The lone convolution has mostly wrong plans; followed by anything it has right ones.
+      y->set_data_type(fe::DataType_t::INT32);
+      y = graph_.pointwise(y, Mode(fe::PointwiseMode_t::IDENTITY)
+                                  .set_compute_data_type(fe::DataType_t::INT32));
+    }
+    y->set_output(true).set_data_type(DataType(p.out)).set_uid(next_uid_);
+  }
+
+ private:
+  // act(fma(r, m_r, fma(acc, m, b))): cuDNN contracts each multiplication with its addition.
+  Tensor AddEpilogue(Tensor y) {
+    const auto& p = problem_;
+    using Pointwise = fe::PointwiseMode_t;
+    y = graph_.pointwise(y, PerChannel("m"), Mode(Pointwise::MUL));
+    y = graph_.pointwise(y, PerChannel("b"), Mode(Pointwise::ADD));
+    if (p.residual) {
+      Tensor r = Input("r", {p.n, p.k, p.p, p.q}, fe::DataType_t::INT8);
+      y = graph_.pointwise(y, graph_.pointwise(r, Scalar("m_r"), Mode(Pointwise::MUL)),
+                           Mode(Pointwise::ADD));
+    }
+    switch (p.activation) {
+      case Activation::kNone:
+        return y;
+      case Activation::kRelu:
+        return graph_.pointwise(y, Mode(Pointwise::RELU_FWD));
+      case Activation::kLeakyRelu:
+        return graph_.pointwise(y,
+                                Mode(Pointwise::RELU_FWD).set_relu_lower_clip_slope(p.slope));
+      case Activation::kClip:
+        // Bounds are data, not attributes: they hold 1 / out_scale, which may change.
+        y = graph_.pointwise(y, Scalar("lower"), Mode(Pointwise::MAX));
+        return graph_.pointwise(y, Scalar("upper"), Mode(Pointwise::MIN));
+    }
+    return y;
+  }
+
+  // cuDNN writes shapes as N, C, H, W whatever the layout; the strides say it is NHWC.
+  Tensor Input(const char* name, std::vector<int64_t> dims, fe::DataType_t type) {
+    const std::vector<int64_t> strides = {dims[1] * dims[2] * dims[3], 1, dims[1] * dims[3],
+                                          dims[1]};
+    return graph_.tensor(fe::graph::Tensor_attributes()
+                             .set_name(name)
+                             .set_uid(next_uid_++)
+                             .set_dim(std::move(dims))
+                             .set_stride(strides)
+                             .set_data_type(type));
+  }
+  Tensor PerChannel(const char* name) {
+    return Input(name, {1, problem_.k, 1, 1}, fe::DataType_t::FLOAT);
+  }
+  Tensor Scalar(const char* name) { return Input(name, {1, 1, 1, 1}, fe::DataType_t::FLOAT); }
+
+  static fe::graph::Pointwise_attributes Mode(fe::PointwiseMode_t mode) {
+    return fe::graph::Pointwise_attributes().set_mode(mode);
+  }
+
+  fe::graph::Graph& graph_;
+  const Problem& problem_;
+  int64_t next_uid_ = 1;  // in the order of InputSlots, the output last: Execute relies on it
+};
+
+}  // namespace
+
+struct CudnnGraph::Impl {
+  Problem problem;
+  std::string engine;
+  std::vector<OperandSlot> slots;
+  fe::graph::Graph graph;
+};
+
+CudnnGraph::CudnnGraph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+CudnnGraph::~CudnnGraph() = default;
+
+namespace {
+
+// What Create and CreateWithoutDevice share; `prepare` makes the graph's operations for a device.
+template <typename Impl, typename Prepare>
+ErrorOr<std::unique_ptr<Impl>> MakeImpl(const Problem& problem, const std::string& engine,
+                                        Prepare&& prepare) {
+  JQ_RETURN_UNEXPECTED_IF_ERROR([] {
+    const auto version = OpenCudnn();
+    return version.has_value() ? Error::Success() : version.error();
+  }());
+  const bool bare = engine == "cudnn_bare";
+  if (bare && problem.has_epilogue()) {
+    return Unexpected(Error::InvalidArgument(
+        StrCat("engine 'cudnn_bare' has no epilogue, but '", problem.text, "' asks for one")));
+  }
+  auto impl = std::unique_ptr<Impl>(new Impl{problem, engine, InputSlots(problem), {}});
+  JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("making the graph", problem, [&]() -> fe::error_t {
+    impl->graph.set_intermediate_data_type(fe::DataType_t::FLOAT)
+        .set_compute_data_type(fe::DataType_t::FLOAT);
+    Nodes(impl->graph, impl->problem).Add(bare);
+    return prepare(impl->graph);
+  }));
+  return impl;
+}
+
+}  // namespace
+
+ErrorOr<std::unique_ptr<CudnnGraph>> CudnnGraph::Create(const Problem& problem,
+                                                        const std::string& engine,
+                                                        cudnnHandle_t handle) {
+  JQ_ASSIGN_OR_UNEXPECTED(
+      auto impl, MakeImpl<Impl>(problem, engine, [handle](fe::graph::Graph& graph) -> fe::error_t {
+        if (auto status = graph.validate(); status.is_bad()) return status;
+        return graph.build_operation_graph(handle);
+      }));
+  return std::unique_ptr<CudnnGraph>(new CudnnGraph(std::move(impl)));
+}
+
+ErrorOr<std::unique_ptr<CudnnGraph>> CudnnGraph::CreateWithoutDevice(
+    const Problem& problem, const std::string& engine, const std::string& device_properties) {
+  JQ_ASSIGN_OR_UNEXPECTED(
+      auto impl, MakeImpl<Impl>(problem, engine, [&](fe::graph::Graph& graph) -> fe::error_t {
+        auto properties = std::make_shared<fe::DeviceProperties>();
+        const std::vector<uint8_t> bytes(device_properties.begin(), device_properties.end());
+        if (auto status = properties->deserialize(bytes); status.is_bad()) return status;
+        graph.set_device_properties(properties);
+        // cuDNN writes 900 for sm_90.
+        const int version = nlohmann::json::parse(device_properties).at("deviceVer");
+        graph.set_sm_version(version / 10);
+        if (auto status = graph.validate(); status.is_bad()) return status;
+        return graph.build_operation_graph();
+      }));
+  return std::unique_ptr<CudnnGraph>(new CudnnGraph(std::move(impl)));
+}
+
+ErrorOr<std::vector<PlanName>> CudnnGraph::Suggest() {
+  std::vector<PlanName> suggestions;
+  auto& graph = impl_->graph;
+  JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("asking for plans", impl_->problem, [&]() -> fe::error_t {
+    auto status = graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK});
+    for (int64_t i = 0; status.is_good() && i < graph.get_execution_plan_count(); ++i) {
+      int64_t index = 0;
+      std::unordered_map<fe::KnobType_t, int64_t> knobs;
+      status = graph.get_engine_and_knobs_at_index(i, index, knobs);
+      if (status.is_bad()) break;
+      PlanName plan{impl_->engine, index, {}};
+      for (const auto& [knob, value] : knobs) {
+        cudnnBackendKnobType_t number;
+        if (fe::convert_to_backend_knob_type(knob, number) == CUDNN_STATUS_SUCCESS) {
+          plan.knobs[number] = value;
+        }
+      }
+      suggestions.push_back(std::move(plan));
+    }
+    return status;
+  }));
+  return suggestions;
+}
+
+Error CudnnGraph::Build(const PlanName& plan) {
+  auto& graph = impl_->graph;
+  const std::string what = StrCat("building plan '", plan.ToString(), "'");
+  int64_t workspace = 0;
+  JQ_RETURN_IF_ERROR(Guard(what.c_str(), impl_->problem, [&]() -> fe::error_t {
+    std::unordered_map<fe::KnobType_t, int64_t> knobs;
+    for (const auto& [number, value] : plan.knobs) {
+      knobs[fe::convert_from_backend_knob_type(static_cast<cudnnBackendKnobType_t>(number))] =
+          value;
+    }
+    if (auto status = graph.create_execution_plan(*plan.index, knobs); status.is_bad()) {
+      return status;
+    }
+    if (auto status = graph.check_support(); status.is_bad()) return status;
+    if (auto status = graph.build_plans(); status.is_bad()) return status;
+    return graph.get_workspace_size(workspace);
+  }));
+  if (workspace == 0) return Error::Success();
+  return Error(ErrorCode::kUnimplemented,
+               StrCat("plan '", plan.ToString(), "' needs ", workspace,
+                      " bytes of workspace for '", impl_->problem.text,
+                      "'; only plans without workspace are supported"));
+}
+
+Error CudnnGraph::Execute(cudnnHandle_t handle, const Operands& operands) const {
+  std::array<void*, 16> pointers;
+  int count = 0;
+  for (const OperandSlot& slot : impl_->slots) {
+    pointers[count++] = const_cast<void*>(operands.*slot.member);
+  }
+  pointers[count++] = operands.out;
+  return Guard("launching", impl_->problem, [&]() -> fe::error_t {
+    return impl_->graph.execute(handle, pointers.data(), count, nullptr);
+  });
+}
+
+std::array<int, 3> CudnnHeaderVersion() {
+  return {CUDNN_MAJOR, CUDNN_MINOR, CUDNN_PATCHLEVEL};
+}
+
+std::array<int, 3> CudnnFrontendVersion() {
+  return {CUDNN_FRONTEND_MAJOR_VERSION, CUDNN_FRONTEND_MINOR_VERSION,
+          CUDNN_FRONTEND_PATCH_VERSION};
+}
+
+}  // namespace jax_qconv

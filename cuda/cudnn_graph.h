@@ -1,0 +1,51 @@
+// A problem as a cuDNN graph: the only place that knows cuDNN's nodes and their order.
+
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cudnn_library.h"
+#include "plan_name.h"
+#include "problem.h"
+#include "status.h"
+
+namespace jax_qconv {
+
+class CudnnGraph {
+ public:
+  // The graph on the device of `handle`, whose context must be current. `engine` is that of the
+  // plan names: "cudnn", or "cudnn_bare" for the convolution alone (int32 outputs only).
+  static ErrorOr<std::unique_ptr<CudnnGraph>> Create(const Problem& problem,
+                                                     const std::string& engine,
+                                                     cudnnHandle_t handle);
+
+  // The graph on a device described in JSON (cuDNN's device properties): needs no GPU, can
+  // suggest and build plans, but not execute them.
+  static ErrorOr<std::unique_ptr<CudnnGraph>> CreateWithoutDevice(
+      const Problem& problem, const std::string& engine, const std::string& device_properties);
+
+  ~CudnnGraph();
+
+  // The plans that cuDNN's heuristics offer, best guess first.
+  ErrorOr<std::vector<PlanName>> Suggest();
+
+  // Builds the plan (compiles its kernel). Refuses one that needs workspace. Once per graph.
+  Error Build(const PlanName& plan);
+
+  // Launches the built plan on the handle's stream. Several threads may, with a handle each.
+  Error Execute(cudnnHandle_t handle, const Operands& operands) const;
+
+ private:
+  struct Impl;
+  explicit CudnnGraph(std::unique_ptr<Impl> impl);
+
+  std::unique_ptr<Impl> impl_;
+};
+
+// (major, minor, patch) of cuDNN's and cudnn-frontend's headers in this build.
+std::array<int, 3> CudnnHeaderVersion();
+std::array<int, 3> CudnnFrontendVersion();
+
+}  // namespace jax_qconv

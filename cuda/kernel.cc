@@ -1,0 +1,124 @@
+#include "kernel.h"
+
+#include <nvrtc.h>
+
+#include "disk_cache.h"
+#include "dynamic_library.h"
+
+namespace jax_qconv {
+namespace {
+
+struct Nvrtc {
+  decltype(&::nvrtcVersion) version = nullptr;
+  decltype(&::nvrtcGetErrorString) error_string = nullptr;
+  decltype(&::nvrtcCreateProgram) create = nullptr;
+  decltype(&::nvrtcCompileProgram) compile = nullptr;
+  decltype(&::nvrtcGetProgramLogSize) log_size = nullptr;
+  decltype(&::nvrtcGetProgramLog) log = nullptr;
+  decltype(&::nvrtcGetCUBINSize) cubin_size = nullptr;
+  decltype(&::nvrtcGetCUBIN) cubin = nullptr;
+  decltype(&::nvrtcDestroyProgram) destroy = nullptr;
+};
+
+ErrorOr<Nvrtc> LoadNvrtc() {
+  auto library = DynamicLibrary::Open({"libnvrtc.so.13", "libnvrtc.so.12"});
+  if (!library.has_value()) {
+    return Unexpected(Error(
+        ErrorCode::kNotFound,
+        StrCat("NVRTC, CUDA's run-time compiler, can't be loaded (", library.error().message(),
+               "); it comes with `pip install 'jax_qconv[cuda13]'` (or cuda12)")));
+  }
+  Nvrtc nvrtc;
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcVersion", &nvrtc.version));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcGetErrorString", &nvrtc.error_string));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcCreateProgram", &nvrtc.create));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcCompileProgram", &nvrtc.compile));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcGetProgramLogSize", &nvrtc.log_size));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcGetProgramLog", &nvrtc.log));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcGetCUBINSize", &nvrtc.cubin_size));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcGetCUBIN", &nvrtc.cubin));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcDestroyProgram", &nvrtc.destroy));
+  return nvrtc;
+}
+
+const ErrorOr<Nvrtc>& Loaded() {
+  static const auto* nvrtc = new ErrorOr<Nvrtc>(LoadNvrtc());
+  return *nvrtc;
+}
+
+ErrorOr<std::string> Compile(const Nvrtc& nvrtc, const std::string& file_name,
+                             const std::string& source, const std::string& architecture) {
+  nvrtcProgram program = nullptr;
+  auto check = [&](nvrtcResult result, const char* what) {
+    if (result == NVRTC_SUCCESS) return Error::Success();
+    return Error::Internal(StrCat(what, " of ", file_name, " for ", architecture,
+                                  " failed: ", nvrtc.error_string(result)));
+  };
+  JQ_RETURN_UNEXPECTED_IF_ERROR(check(
+      nvrtc.create(&program, source.c_str(), file_name.c_str(), 0, nullptr, nullptr), "reading"));
+  const auto destroy = [&nvrtc](nvrtcProgram* p) { nvrtc.destroy(p); };
+  const std::unique_ptr<nvrtcProgram, decltype(destroy)> owner(&program, destroy);
+
+  const std::string option = "--gpu-architecture=" + architecture;
+  // No contraction of a * b + c: kernels say __fmaf_rn where they mean it.
+  const char* options[] = {option.c_str(), "--std=c++17", "--fmad=false"};
+  if (Error error = check(nvrtc.compile(program, 3, options), "compilation"); error.failure()) {
+    size_t size = 0;
+    std::string log;
+    if (nvrtc.log_size(program, &size) == NVRTC_SUCCESS) {
+      log.resize(size);
+      nvrtc.log(program, log.data());
+    }
+    return Unexpected(Error::Internal(StrCat(error.message(), "\n", log)));
+  }
+  size_t size = 0;
+  JQ_RETURN_UNEXPECTED_IF_ERROR(check(nvrtc.cubin_size(program, &size), "linking"));
+  std::string cubin(size, '\0');
+  JQ_RETURN_UNEXPECTED_IF_ERROR(check(nvrtc.cubin(program, cubin.data()), "linking"));
+  return cubin;
+}
+
+}  // namespace
+
+ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
+                                  int compute_capability) {
+  const auto& nvrtc = Loaded();
+  if (!nvrtc.has_value()) return Unexpected(nvrtc.error());
+  const std::string architecture = StrCat("sm_", compute_capability);
+  int major = 0, minor = 0;
+  nvrtc->version(&major, &minor);
+  const std::string key = StrCat(file_name, " ", HexHash(source), " ", architecture, " nvrtc ",
+                                 major, ".", minor);
+  if (auto cubin = ReadCache("kernels", key)) return *cubin;
+  JQ_ASSIGN_OR_UNEXPECTED(std::string cubin, Compile(*nvrtc, file_name, source, architecture));
+  WriteCache("kernels", key, cubin);
+  return cubin;
+}
+
+ErrorOr<KernelModule> KernelModule::Load(const std::string& file_name, const std::string& source,
+                                         int compute_capability) {
+  JQ_ASSIGN_OR_UNEXPECTED(std::string cubin,
+                          CompileCubin(file_name, source, compute_capability));
+  JQ_ASSIGN_OR_UNEXPECTED(const CudaDriver* driver, CudaDriver::Get());
+  CUmodule module;
+  JQ_RETURN_UNEXPECTED_IF_ERROR(
+      driver->Check(driver->ModuleLoadData(&module, cubin.data()), "loading a kernel"));
+  return KernelModule(module);
+}
+
+KernelModule::~KernelModule() {
+  if (module_ != nullptr) (*CudaDriver::Get())->ModuleUnload(module_);
+}
+
+Error KernelModule::LaunchPointers(const char* name, Grid blocks, unsigned threads,
+                                   CUstream stream, void** arguments) const {
+  const CudaDriver* driver = *CudaDriver::Get();
+  CUfunction function;
+  JQ_RETURN_IF_ERROR(
+      driver->Check(driver->ModuleGetFunction(&function, module_, name), "finding a kernel"));
+  return driver->Check(driver->LaunchKernel(function, blocks.x, blocks.y, blocks.z, threads, 1, 1,
+                                            0, stream, arguments, nullptr),
+                       StrCat("launching kernel ", name).c_str());
+}
+
+}  // namespace jax_qconv

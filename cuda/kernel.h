@@ -1,0 +1,47 @@
+// Own CUDA kernels, compiled at run time by NVRTC for the device at hand.
+
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda_driver.h"
+#include "status.h"
+
+namespace jax_qconv {
+
+// Compiles a source to a cubin for sm_<compute_capability>. Needs no GPU.
+ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
+                                  int compute_capability);
+
+// The functions of one source, loaded into the current context. Cubins are cached on disk by
+// source, architecture and NVRTC version.
+class KernelModule {
+ public:
+  static ErrorOr<KernelModule> Load(const std::string& file_name, const std::string& source,
+                                    int compute_capability);
+  KernelModule(KernelModule&& other) noexcept : module_(std::exchange(other.module_, nullptr)) {}
+  KernelModule& operator=(KernelModule&&) = delete;
+  ~KernelModule();
+
+  struct Grid {
+    unsigned x = 1, y = 1, z = 1;
+  };
+  // Launches `name` with the arguments, each of exactly the type of the kernel's parameter.
+  template <typename... Args>
+  Error Launch(const char* name, Grid blocks, unsigned threads, CUstream stream,
+               Args... args) const {
+    void* pointers[] = {&args...};
+    return LaunchPointers(name, blocks, threads, stream, pointers);
+  }
+
+ private:
+  explicit KernelModule(CUmodule module) : module_(module) {}
+  Error LaunchPointers(const char* name, Grid blocks, unsigned threads, CUstream stream,
+                       void** arguments) const;
+
+  CUmodule module_;
+};
+
+}  // namespace jax_qconv

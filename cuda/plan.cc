@@ -1,0 +1,22 @@
+#include "plan.h"
+
+namespace jax_qconv {
+
+ErrorOr<std::shared_ptr<const Plan>> Plan::Build(const Problem& problem, const PlanName& name,
+                                                 int device) {
+  HandlePool& handles = HandlePool::Of(device);
+  JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
+  JQ_ASSIGN_OR_UNEXPECTED(HandlePool::Borrowed handle, handles.Borrow(nullptr));
+  // Building takes long: leave a free handle to threads that launch meanwhile.
+  JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
+  JQ_ASSIGN_OR_UNEXPECTED(auto graph, CudnnGraph::Create(problem, name.engine, handle.get()));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(graph->Build(name));
+  return std::shared_ptr<const Plan>(new Plan(name, device, std::move(graph)));
+}
+
+Error Plan::Launch(const Operands& operands, CUstream stream) const {
+  JQ_ASSIGN_OR_RETURN(HandlePool::Borrowed handle, HandlePool::Of(device_).Borrow(stream));
+  return graph_->Execute(handle.get(), operands);
+}
+
+}  // namespace jax_qconv

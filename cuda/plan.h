@@ -1,0 +1,35 @@
+// A plan that is built and can be launched.
+
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cudnn_graph.h"
+#include "plan_name.h"
+#include "problem.h"
+#include "status.h"
+
+namespace jax_qconv {
+
+class Plan {
+ public:
+  // Builds the plan on a device, whose context must be current. Doesn't verify it.
+  static ErrorOr<std::shared_ptr<const Plan>> Build(const Problem& problem, const PlanName& name,
+                                                    int device);
+
+  // Launches on `stream`; several threads may at once. No allocation, no synchronisation.
+  Error Launch(const Operands& operands, CUstream stream) const;
+
+  const PlanName& name() const { return name_; }
+
+ private:
+  Plan(PlanName name, int device, std::unique_ptr<CudnnGraph> graph)
+      : name_(std::move(name)), device_(device), graph_(std::move(graph)) {}
+
+  PlanName name_;
+  int device_;
+  std::unique_ptr<CudnnGraph> graph_;
+};
+
+}  // namespace jax_qconv

@@ -1,0 +1,29 @@
+// Names of plans: one engine with one configuration, such as "cudnn:4:cfg=26".
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "status.h"
+
+namespace jax_qconv {
+
+// engine [: index [: knob=value {, knob=value}]]
+//
+// Engines: "cudnn" is cuDNN's graph of the convolution and its epilogue; "cudnn_bare" is its
+// convolution alone, for int32 outputs. The index is cuDNN's own number of a kernel family.
+// Without one the plan is deferred: the fastest verified one of the engine's own suggestions.
+struct PlanName {
+  std::string engine;
+  std::optional<int64_t> index;
+  std::map<int64_t, int64_t> knobs;  // by cuDNN's number of the knob, so sorted
+
+  static ErrorOr<PlanName> Parse(const std::string& text);
+  std::string ToString() const;
+  bool deferred() const { return !index.has_value(); }
+};
+
+}  // namespace jax_qconv

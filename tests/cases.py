@@ -1,0 +1,193 @@
+"""Calls of `qconv` with their data, and the hypothesis strategies that draw them.
+
+A `Case` is small and prints well; its arrays follow from it. Scales are chosen so that the
+outputs spread over the whole int8 range, saturate on both sides, and often lie on ties.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import oracle
+from hypothesis import strategies as st
+
+import jax_qconv
+from jax_qconv import Activation, QTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Shapes and placement; ``padding`` is what the caller says, ``pads`` what it means."""
+
+    x_shape: tuple[int, int, int, int]
+    w_shape: tuple[int, int, int, int]
+    strides: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: Any = "VALID"
+    pads: Any = "VALID"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call.
+
+    Attributes:
+        geometry: shapes and placement.
+        seed: of all data.
+        values: ``"any"`` int8; ``"extreme"``: -128 and 127 only; ``"large"``: of one sign, so
+            that sums grow as fast as they can.
+        dyadic: whether scales are powers of two: then many outputs are ties.
+        per_channel: whether each output channel has its own weight scale.
+        bias, residual: whether there is one.
+        activation: kind of one.
+        out_dtype: of the output.
+    """
+
+    geometry: Geometry
+    seed: int = 0
+    values: str = "any"
+    dyadic: bool = False
+    per_channel: bool = True
+    bias: bool = True
+    residual: bool = False
+    activation: str = "none"
+    out_dtype: str = "int8"
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `oracle.convolve`."""
+        g, rng = self.geometry, np.random.default_rng(self.seed)
+        x, w = (int8(rng, shape, self.values) for shape in (g.x_shape, g.w_shape))
+        placed = {"strides": g.strides, "padding": g.pads, "dilation": g.dilation}
+        arguments = {"x": x, "w": w, "out_dtype": self.out_dtype, **placed}
+        if self.out_dtype == "int32":
+            return arguments
+        acc = oracle.accumulate(x, w, **placed)
+        k = len(w)
+        x_scale = self._scale(2.0 ** rng.uniform(-8, 1))
+        w_scale = self._scale(2.0 ** rng.uniform(-10, -4, k if self.per_channel else ()))
+        # One step of an int8 output: the mean output is half of the range away from zero.
+        step = self._scale(x_scale * w_scale.mean() * max(np.abs(acc).mean(), 1) / 64)
+        steps = rng.integers(-60, 61, k) / 2 if self.dyadic else rng.normal(0, 30, k)
+        arguments |= {"x_scale": x_scale, "w_scale": w_scale}
+        if self.bias:
+            arguments["bias"] = (steps * step).astype(np.float32)
+        if self.residual:
+            arguments["residual"] = int8(rng, acc.shape, "any")
+            arguments["residual_scale"] = self._scale(step * rng.uniform(0.2, 2))
+        if self.out_dtype == "int8":
+            arguments["out_scale"] = step
+        arguments["activation"] = {
+            "none": Activation(),
+            "relu": Activation("relu"),
+            "clip": Activation.clip(-20.3 * float(step), 45.7 * float(step)),
+            "leaky_relu": Activation.leaky_relu(0.3),
+        }[self.activation]
+        return arguments
+
+    def _scale(self, value: Any) -> np.ndarray:
+        return np.asarray(2.0 ** np.rint(np.log2(value)) if self.dyadic else value, np.float32)
+
+    def expected(self) -> np.ndarray:
+        """What the oracle says: ``[N, P, Q, K; out_dtype]``."""
+        return oracle.convolve(**self.arguments)
+
+    def run(self, *, jit: bool, bound: bool = False, **engine: Any) -> np.ndarray:
+        """What `qconv` says, inside or outside `jax.jit`.
+
+        With ``bound``, the weights are packed and the scales bound beforehand; else it all
+        happens in the call.
+        """
+        fused = {"activation": self.arguments.get("activation"), "out_dtype": self.out_dtype}
+        data = {name: v for name, v in self.arguments.items() if isinstance(v, np.ndarray)}
+
+        def call(data: dict[str, Any], packed: jax_qconv.PackedConv | None) -> Any:
+            return jax_qconv.qconv(
+                QTensor(data["x"], data.get("x_scale")),
+                self._pack(data) if packed is None else packed,
+                residual=QTensor(data["residual"], data["residual_scale"])
+                if self.residual
+                else None,
+                out_scale=data.get("out_scale"),
+                **fused,
+                **engine,
+            )
+
+        packed = None
+        if bound:
+            scales = {name: data.get(name) for name in ("x_scale", "out_scale", "residual_scale")}
+            packed = self._pack(data).bind(**scales, **fused)
+        out = (jax.jit(call) if jit else call)(data, packed)
+        if isinstance(out, QTensor):
+            return np.asarray(out.values)[..., : out.channels]
+        return np.asarray(out)
+
+    def _pack(self, data: dict[str, Any]) -> jax_qconv.PackedConv:
+        return jax_qconv.prepack(
+            data["w"],
+            data.get("bias"),
+            weight_scale=data.get("w_scale", 1.0),
+            layout="OHWI",
+            strides=self.geometry.strides,
+            padding=self.geometry.padding,
+            dilation=self.geometry.dilation,
+        )
+
+
+def int8(rng: np.random.Generator, shape: tuple[int, ...], values: str) -> np.ndarray:
+    """Random int8 data; see `Case.values`."""
+    if values == "extreme":
+        return rng.choice(np.array([-128, 127], np.int8), shape)
+    if values == "large":
+        return (rng.choice([-1, 1]) * rng.integers(97, 128, shape)).astype(np.int8)
+    return rng.integers(-128, 128, shape, np.int8)
+
+
+@st.composite
+def geometries(draw: Any) -> Geometry:
+    """Small convolutions of every shape; the kernel may be as large as the padded input."""
+
+    def integer(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
+
+    kernel, strides, dilation = ((integer(1, high), integer(1, high)) for high in (4, 3, 2))
+    form = draw(st.sampled_from(["SAME", "VALID", "int", "pair", "pairs"]))
+    if form in ("SAME", "VALID"):
+        padding = pads = form
+    elif form == "int":
+        padding = integer(0, 3)
+        pads = ((padding, padding), (padding, padding))
+    elif form == "pair":
+        padding = (integer(0, 3), integer(0, 3))
+        pads = tuple((side, side) for side in padding)
+    else:
+        padding = pads = ((integer(0, 3), integer(0, 3)), (integer(0, 3), integer(0, 3)))
+    size = []
+    for axis in range(2):
+        extent = (kernel[axis] - 1) * dilation[axis] + 1
+        added = {"SAME": extent, "VALID": 0}[pads] if form in ("SAME", "VALID") else sum(pads[axis])
+        smallest = max(extent - added, 1)
+        size.append(integer(smallest, smallest + 5))
+    c, k = integer(1, 9), integer(1, 9)
+    return Geometry((integer(1, 2), *size, c), (k, *kernel, c), strides, dilation, padding, pads)
+
+
+def cases(**fixed: Any) -> st.SearchStrategy[Case]:
+    """Calls of every kind; ``fixed`` are strategies to use instead."""
+    booleans = st.booleans()
+    drawn = {
+        "geometry": geometries(),
+        "seed": st.integers(0, 2**32 - 1),
+        "values": st.sampled_from(["any", "extreme", "large"]),
+        "dyadic": booleans,
+        "per_channel": booleans,
+        "bias": booleans,
+        "residual": booleans,
+        "activation": st.sampled_from(["none", "relu", "clip", "leaky_relu"]),
+        "out_dtype": st.sampled_from(["int8", "float32", "bfloat16", "float16"]),
+    }
+    return st.builds(Case, **drawn | fixed)

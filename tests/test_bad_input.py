@@ -1,0 +1,411 @@
+"""Wrong arguments are refused while tracing, in words; what is right in another form is not."""
+
+import dataclasses
+import types
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from jax_qconv import Activation, QTensor, dequantize, prepack, qconv, quantize, unpack
+
+X_SHAPE, W_SHAPE, OUT_SHAPE = (2, 5, 5, 6), (3, 3, 6, 7), (2, 5, 5, 7)
+
+
+@pytest.fixture(scope="module")
+def good():
+    """Arguments that fit together, and what they give."""
+    rng = np.random.default_rng(0)
+    g = types.SimpleNamespace(
+        x=rng.integers(-128, 128, X_SHAPE, np.int8),
+        w=rng.normal(size=W_SHAPE).astype(np.float32),
+        b=rng.normal(size=W_SHAPE[3]).astype(np.float32),
+        r=rng.integers(-128, 128, OUT_SHAPE, np.int8),
+    )
+    g.q, g.residual = QTensor(g.x, np.float32(0.5)), QTensor(g.r, np.float32(0.25))
+    g.packed, g.biased = prepack(g.w), prepack(g.w, g.b)
+    g.int8, g.float = g.biased.bind(x_scale=0.5, out_scale=2.0), g.biased.bind(x_scale=0.5)
+    g.with_residual = g.biased.bind(x_scale=0.5, residual_scale=0.25)
+    g.relu = g.biased.bind(x_scale=0.5, activation="relu")
+    g.newer = dataclasses.replace(g.packed, format_version=2)
+    g.out = np.asarray(qconv(g.q, g.float))
+    return g
+
+
+def refused(name, call, error, *fragments):
+    return pytest.param(call, error, fragments, id=name)
+
+
+def shaped(*shape, dtype=np.int8):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def repack(g, **geometry):
+    return prepack(g.w, **geometry)
+
+
+# What is found, what is allowed and the way out must be in the message.
+X = [
+    refused("3-axes", lambda g: qconv(g.x[0], g.int8), ValueError,
+            "x must have 4 axes (N, H, W, C)", "[5, 5, 6]"),
+    refused("5-axes", lambda g: qconv(QTensor(g.x[None], 0.5), g.packed), ValueError,
+            "x must have 4 axes (N, H, W, C)", "[1, 2, 5, 5, 6]"),
+    refused("float", lambda g: qconv(g.x.astype(np.float32), g.int8), TypeError,
+            "x must be int8", "float32", "quantize(x, scale)"),
+    refused("bfloat16", lambda g: qconv(QTensor(jnp.asarray(g.x, jnp.bfloat16), 0.5), g.packed),
+            TypeError, "x must be int8", "bfloat16", "quantize(x, scale)"),
+    refused("uint8", lambda g: qconv(g.x.astype(np.uint8), g.int8), TypeError,
+            "x must be int8", "uint8"),
+    refused("list", lambda g: qconv(g.x.tolist(), g.int8), TypeError, "x must be int8", "int32"),
+    refused("channels", lambda g: qconv(QTensor(g.x[..., :5], 0.5), g.packed), ValueError,
+            "x has 5 channels", "weights for 6"),
+    refused("channels-bare", lambda g: qconv(g.x[..., :5], g.int8), ValueError,
+            "x has 5 channels", "weights for 6"),
+    refused("no-channels", lambda g: qconv(g.x[..., :0], g.int8), ValueError, "x has 0 channels"),
+    refused("zero-point", lambda g: qconv(QTensor(g.x, 0.5, 0), g.packed), ValueError,
+            "x has a zero_point", "zero_point=None"),
+    refused("scale-unknown", lambda g: qconv(g.x, g.packed), TypeError,
+            "x is a bare int8 array", "float32", "QTensor(x, scale)", "packed.bind"),
+    refused("empty-height", lambda g: qconv(QTensor(g.x[:, :0], 0.5), g.packed), ValueError,
+            "kernel height 3", "0 + 1 + 1"),
+    refused("elements",
+            lambda g: jax.eval_shape(qconv, QTensor(shaped(2**20, 16, 16, 8), 0.5, None, 6),
+                                     g.packed), ValueError,
+            "x of shape (1048576, 16, 16, 8)", "2**31 - 1", "split the batch"),
+    refused("elements-of-output",
+            lambda g: jax.eval_shape(qconv, QTensor(shaped(2**20, 20, 20, 4), 0.5),
+                                     prepack(np.ones((1, 1, 4, 64), np.float32))),
+            ValueError, "output of shape (1048576, 20, 20, 64)", "2**31 - 1"),
+]  # fmt: skip
+
+GEOMETRY = [
+    refused("kernel-height", lambda g: qconv(QTensor(g.x[:, :2], 0.5), repack(g, padding="VALID")),
+            ValueError, "kernel height 3", "spans 3", "2 + 0 + 0", "enlarge padding"),
+    refused("kernel-width", lambda g: qconv(g.q, repack(g, padding=((1, 1), (0, 1)), dilation=3)),
+            ValueError, "kernel width 3", "dilation 3", "spans 7", "5 + 0 + 1"),
+    refused("stride-zero", lambda g: repack(g, strides=(1, 0)), ValueError,
+            "strides must be at least 1", "(1, 0)"),
+    refused("stride-negative", lambda g: repack(g, strides=-2), ValueError,
+            "strides must be at least 1", "-2"),
+    refused("stride-bool", lambda g: repack(g, strides=True), TypeError, "strides", "True"),
+    refused("stride-float", lambda g: repack(g, strides=(1.0, 1.0)), TypeError, "strides", "1.0"),
+    refused("stride-array", lambda g: repack(g, strides=np.array([1, 1])), TypeError, "strides"),
+    refused("stride-traced", lambda g: jax.jit(lambda s: repack(g, strides=s))(1), TypeError,
+            "strides must be an int"),
+    refused("dilation-zero", lambda g: repack(g, dilation=0), ValueError,
+            "dilation must be at least 1", "0"),
+    refused("padding-negative", lambda g: repack(g, padding=((0, -1), (0, 0))), ValueError,
+            "padding must be at least 0", "(0, -1)"),
+    refused("padding-name", lambda g: repack(g, padding="full"), ValueError,
+            "padding='full'", "'SAME', 'VALID'"),
+    refused("padding-4-axes", lambda g: repack(g, padding=[(0, 0), (1, 1), (1, 1), (0, 0)]),
+            TypeError, "padding must be", "(before, after)"),
+    refused("groups", lambda g: repack(g, groups=2), ValueError, "groups must be 1", "2"),
+    refused("layout", lambda g: repack(g, layout="NCHW"), ValueError,
+            "layout='NCHW'", "'HWIO', 'OIHW', 'OHWI'"),
+    refused("layout-of-unpack", lambda g: unpack(g.packed, layout="hwio"), ValueError,
+            "layout='hwio'", "'HWIO', 'OIHW', 'OHWI'"),
+    refused("pad-to", lambda g: repack(g, pad_to=(4, None)), ValueError,
+            "pad_to stores 4", "C=6", "multiple of 4", "at least 6"),
+]  # fmt: skip
+
+WEIGHT = [
+    refused("weight-rank", lambda g: prepack(g.w[0]), ValueError,
+            "weight must have 4 axes (HWIO)", "[3, 6, 7]"),
+    refused("weight-dtype", lambda g: prepack(g.w.astype(np.int32)), TypeError,
+            "weight must be of a float dtype or int8", "int32"),
+    refused("weight-complex", lambda g: prepack(g.w.astype(np.complex64)), TypeError,
+            "weight must be of a float dtype or int8", "complex64"),
+    refused("weight-empty", lambda g: prepack(g.w[..., :0]), ValueError,
+            "weight must not be empty", "[3, 3, 6, 0]"),
+    refused("int8-without-scale", lambda g: prepack(g.w.astype(np.int8)), ValueError,
+            "int8 weight needs weight_scale"),
+    refused("float-with-scale", lambda g: prepack(g.w, weight_scale=1.0), ValueError,
+            "weight_scale goes with int8 weights"),
+    refused("scales-per-input", lambda g: prepack(g.w.astype(np.int8), weight_scale=np.ones(6)),
+            ValueError, "weight_scale must be a scalar or of shape [7]", "[6]"),
+    refused("overflow", lambda g: jax.eval_shape(prepack, shaped(1, 1, 2**17, 1, dtype=np.float32)),
+            ValueError, "131072 products", "2**31", "int32 accumulator could overflow",
+            "Split the input channels"),
+    refused("bias-shape", lambda g: prepack(g.w, g.b[:6]), ValueError,
+            "bias must be of shape [7]", "[6]"),
+    refused("bias-scalar", lambda g: prepack(g.w, 1.0), ValueError,
+            "bias must be of shape [7]", "[]"),
+    refused("bias-integer", lambda g: prepack(g.w, [1] * 7), TypeError,
+            "bias must be of a float dtype", "int32", "real units"),
+]  # fmt: skip
+
+PACK = [
+    refused("array", lambda g: qconv(g.q, g.w), TypeError,
+            "packed must be a PackedConv from prepack", "ndarray"),
+    refused("swapped", lambda g: qconv(g.packed, g.q), TypeError,
+            "packed must be a PackedConv from prepack", "QTensor"),
+    refused("newer", lambda g: qconv(g.q, g.newer), ValueError,
+            "format version 2", "up to 1", "prepack the weights again"),
+    refused("newer-bind", lambda g: g.newer.bind(x_scale=0.5), ValueError, "format version 2"),
+    refused("newer-unpack", lambda g: unpack(g.newer), ValueError, "format version 2"),
+    refused("other-x-scale", lambda g: qconv(QTensor(g.x, 0.25), g.float), ValueError,
+            "bound to another x's scale", "0.5", "0.25"),
+    refused("other-out-scale", lambda g: qconv(g.q, g.int8, out_scale=4.0), ValueError,
+            "bound to another out_scale", "2.0", "4.0"),
+    refused("other-residual-scale",
+            lambda g: qconv(g.q, g.with_residual, residual=QTensor(g.r, 0.5)), ValueError,
+            "bound to another residual's scale", "0.25", "0.5"),
+    refused("out-scale-of-float", lambda g: qconv(g.q, g.float, out_scale=2.0), ValueError,
+            "bound to a float32 output", "no out_scale"),
+    refused("other-activation", lambda g: qconv(g.q, g.relu, activation="relu6"), ValueError,
+            "bound to activation", "'relu'", "'clip'"),
+    refused("no-activation", lambda g: qconv(g.q, g.relu, activation="none"), ValueError,
+            "bound to activation", "'relu'", "'none'"),
+    refused("other-dtype", lambda g: qconv(g.q, g.int8, out_dtype="bfloat16"), ValueError,
+            "bound to out_dtype=int8", "out_dtype=bfloat16"),
+    refused("residual-not-bound", lambda g: qconv(g.q, g.int8, residual=g.residual), ValueError,
+            "without a residual_scale", "residual was given", "Bind it again"),
+    refused("residual-missing", lambda g: qconv(g.q, g.with_residual), ValueError,
+            "with a residual_scale", "no residual was given", "Bind it again"),
+    refused("bind-int32", lambda g: g.packed.bind(x_scale=0.5, out_dtype="int32"), ValueError,
+            "out_dtype='int32'", "nothing to bind", "unbound pack"),
+]  # fmt: skip
+
+EPILOGUE = [
+    refused("residual-bare", lambda g: qconv(g.q, g.packed, residual=g.r), TypeError,
+            "residual must be a QTensor", "ndarray"),
+    refused("residual-float", lambda g: qconv(g.q, g.packed, residual=QTensor(g.b, 0.5)), TypeError,
+            "residual must hold int8", "float32"),
+    refused("residual-batch",
+            lambda g: qconv(g.q, g.packed, residual=QTensor(g.r[:1], 0.5)), ValueError,
+            "residual has shape [1, 5, 5, 7]", "[2, 5, 5, 7]"),
+    refused("residual-channels",
+            lambda g: qconv(g.q, g.packed, residual=QTensor(g.x, 0.5)), ValueError,
+            "residual has shape [2, 5, 5, 6]", "[2, 5, 5, 7]"),
+    refused("residual-zero-point",
+            lambda g: qconv(g.q, g.packed, residual=QTensor(g.r, 0.5, 3)), ValueError,
+            "residual has a zero_point", "zero_point=None"),
+    refused("int32-bias", lambda g: qconv(g.q, g.biased, out_dtype="int32"), ValueError,
+            "out_dtype='int32'", "packed has a bias", "out_dtype='float32'"),
+    refused("int32-residual-and-activation",
+            lambda g: qconv(g.q, g.packed, out_dtype="int32", residual=g.residual,
+                            activation="relu"), ValueError,
+            "a residual was given and activation is 'relu'", "out_dtype='float32'"),
+    refused("int32-scale", lambda g: qconv(g.q, g.packed, out_dtype="int32", out_scale=1.0),
+            ValueError, "out_scale goes with an int8 output only", "int32"),
+    refused("float-scale", lambda g: qconv(g.q, g.packed, out_dtype="float16", out_scale=1.0),
+            ValueError, "out_scale goes with an int8 output only", "float16"),
+    refused("int8-without-scale", lambda g: qconv(g.q, g.packed, out_dtype="int8"), ValueError,
+            "out_dtype='int8' needs out_scale"),
+    refused("out-dtype", lambda g: qconv(g.q, g.packed, out_dtype="int16"), ValueError,
+            "out_dtype='int16'", "'int8', 'int32', 'float32', 'bfloat16', 'float16'"),
+    refused("activation", lambda g: qconv(g.q, g.packed, activation="gelu"), ValueError,
+            "activation='gelu'", "'leaky_relu', 'none', 'relu', 'relu6'", "Activation.clip"),
+    refused("activation-function", lambda g: qconv(g.q, g.packed, activation=jax.nn.relu),
+            ValueError, "activation=", "'relu'"),
+    refused("implementation", lambda g: qconv(g.q, g.packed, implementation="xla"), ValueError,
+            "implementation='xla'", "'cudnn', 'reference'"),
+    refused("plan-of-reference",
+            lambda g: qconv(g.q, g.packed, plan="cudnn:4", implementation="reference"), ValueError,
+            "plan='cudnn:4'", "implementation='reference'"),
+]  # fmt: skip
+
+QUANTIZE = [
+    refused("integers", lambda g: quantize(g.x, 0.5), TypeError,
+            "x must be float32, bfloat16 or float16", "int8", "QTensor(values, scale)"),
+    refused("scalar", lambda g: quantize(1.0, 0.5), ValueError, "x must have a channel axis"),
+    refused("zero-point-range", lambda g: quantize(g.w, 0.5, zero_point=128), ValueError,
+            "zero_point must lie in [-128, 127]", "128"),
+    refused("zero-point-float", lambda g: quantize(g.w, 0.5, zero_point=1.0), TypeError,
+            "zero_point must be an integer scalar", "1.0"),
+    refused("pad", lambda g: quantize(g.w, 0.5, pad=4), ValueError, "pad=4", "7 of x"),
+]  # fmt: skip
+
+TO_FIX = [
+    # Silently accepted, with a wrong result.
+    refused("x-lies-about-channels", lambda g: qconv(QTensor(g.x[..., :4], 0.5, None, 6), g.packed),
+            ValueError, "x", "4", "6"),
+    refused("residual-lies-about-channels",
+            lambda g: qconv(g.q, g.packed, residual=QTensor(g.r[..., :4], 0.5, None, 7)),
+            ValueError, "residual", "4", "7"),
+    refused("activation-of-unknown-kind",
+            lambda g: qconv(g.q, g.packed, activation=Activation("gelu")), ValueError, "gelu"),
+    refused("clip-upside-down",
+            lambda g: qconv(g.q, g.packed, activation=Activation("clip", lower=3, upper=1)),
+            ValueError, "lower", "upper"),
+    refused("slope-nan",
+            lambda g: qconv(g.q, g.packed, activation=Activation("leaky_relu", slope=np.nan)),
+            ValueError, "slope", "nan"),
+    refused("slope-too-large", lambda g: Activation.leaky_relu(1e60), ValueError, "slope", "1e+60"),
+    refused("scale-without-reciprocal", lambda g: quantize(g.w, 1e-40), ValueError, "scale"),
+    refused("elements-under-vmap",
+            lambda g: jax.eval_shape(jax.vmap(lambda x: qconv(QTensor(x, 0.5), g.packed)),
+                                     shaped(2**10, 2**8, 32, 32, 6)), ValueError, "2**31 - 1"),
+    refused("bias-nan", lambda g: prepack(g.w, g.b * np.nan), ValueError, "bias", "NaN"),
+    refused("dequantize-to-integers", lambda g: dequantize(g.q, jnp.int8), TypeError,
+            "dtype", "int8"),
+    refused("dequantize-floats", lambda g: dequantize(QTensor(g.w, 0.5)), TypeError, "float32"),
+    # Refused in words of someone else, which don't name the argument.
+    refused("x-none", lambda g: qconv(None, g.int8), TypeError, "x must be", "None"),
+    refused("x-scalar", lambda g: qconv(QTensor(np.int8(1), 0.5), g.packed), ValueError, "4 axes"),
+    refused("weight-none", lambda g: prepack(None), TypeError, "weight must be"),
+    refused("quantize-twice", lambda g: quantize(g.q, 0.5), TypeError, "x must be", "QTensor"),
+    refused("dequantize-array", lambda g: dequantize(g.x), TypeError, "QTensor"),
+    refused("residual-none-inside", lambda g: qconv(g.q, g.packed, residual=QTensor(None, 0.5)),
+            TypeError, "residual must"),
+    refused("residual-without-scale", lambda g: qconv(g.q, g.packed, residual=QTensor(g.r, None)),
+            TypeError, "residual", "scale"),
+    refused("scale-none", lambda g: g.packed.bind(x_scale=None), TypeError,
+            "x_scale must be a number", "None"),
+    refused("scale-too-large", lambda g: quantize(g.w, 1e60), ValueError, "scale must be positive"),
+    refused("bound-scale-text", lambda g: qconv(QTensor(g.x, "big"), g.float), TypeError,
+            "x's scale must be a number"),
+    refused("zero-point-text", lambda g: quantize(g.w, 0.5, zero_point="1"), TypeError,
+            "zero_point must be an integer scalar"),
+    refused("pad-float", lambda g: quantize(g.w, 0.5, pad=8.0), TypeError, "pad", "8.0"),
+    refused("pad-to-text", lambda g: repack(g, pad_to="ab"), TypeError, "pad_to", "'ab'"),
+    refused("layout-list", lambda g: repack(g, layout=["HWIO"]), ValueError, "layout=['HWIO']"),
+    refused("plan-list", lambda g: qconv(g.q, g.packed, plan=["cudnn"]), TypeError, "plan"),
+    refused("clip-traced", lambda g: jax.jit(lambda b: Activation.clip(0, b).upper)(6.0),
+            TypeError, "upper", "clip needs"),
+    refused("packs-stacked", lambda g: qconv(g.q, jax.tree.map(lambda *v: jnp.stack(v), g.packed,
+                                                               g.packed)), ValueError, "packed"),
+    refused("pack-of-floats",
+            lambda g: qconv(g.q, dataclasses.replace(g.packed, weight=g.packed.weight * 1.0)),
+            TypeError, "packed", "float32"),
+    refused("pack-with-less-channels",
+            lambda g: qconv(g.q, dataclasses.replace(g.packed, weight=g.packed.weight[:4])),
+            ValueError, "packed"),
+]  # fmt: skip
+
+
+REFUSED = [*X, *GEOMETRY, *WEIGHT, *PACK, *EPILOGUE, *QUANTIZE]
+WHERE = {"eager": lambda call: call(), "tracing": jax.eval_shape}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(("call", "error", "fragments"), REFUSED)
+def test_what_does_not_fit_is_refused_in_words(good, call, error, fragments, where):
+    with pytest.raises(error) as caught:
+        WHERE[where](lambda: call(good))
+    assert [f for f in fragments if f not in str(caught.value)] == [], str(caught.value)
+    # A failed call leaves nothing behind.
+    np.testing.assert_array_equal(qconv(good.q, good.float), good.out)
+
+
+@pytest.mark.xfail(strict=True)
+@pytest.mark.parametrize(("call", "error", "fragments"), TO_FIX)
+def test_to_fix(good, call, error, fragments):
+    with pytest.raises(error) as caught:
+        call(good)
+    assert [f for f in fragments if f not in str(caught.value)] == [], str(caught.value)
+
+
+# Who takes a scale, by the name it must be refused with.
+SCALED = {
+    "x_scale": lambda g, s: qconv(QTensor(g.x, s), g.packed),
+    "x_scale ": lambda g, s: g.packed.bind(x_scale=s),
+    "out_scale": lambda g, s: qconv(g.q, g.packed, out_scale=s),
+    "residual_scale": lambda g, s: qconv(g.q, g.packed, residual=QTensor(g.r, s)),
+    "weight_scale": lambda g, s: prepack(g.w.astype(np.int8), weight_scale=s),
+    "scale": lambda g, s: quantize(g.w, s),
+}
+BAD_SCALES = {
+    "zero": (0, ValueError, "positive and finite in float32, got 0.0"),
+    "negative": (-0.5, ValueError, "positive and finite in float32, got -0.5"),
+    "nan": (np.float32(np.nan), ValueError, "positive and finite in float32, got nan"),
+    "infinite": (jnp.inf, ValueError, "positive and finite in float32, got inf"),
+    "too-small-for-float32": (1e-60, ValueError, "positive and finite in float32, got 0.0"),
+    "shape": (np.ones((1, 1), np.float32), ValueError, "must be a scalar"),
+    "list": ([0.5], TypeError, "must be a number or a float array, got [0.5]"),
+    "text": ("big", TypeError, "must be a number or a float array, got 'big'"),
+    "bool": (True, TypeError, "must be of a float dtype, got bool"),
+    "complex": (1j, TypeError, "must be of a float dtype, got complex64"),
+}
+
+
+@pytest.mark.parametrize(("scale", "error", "fragment"), BAD_SCALES.values(), ids=BAD_SCALES)
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("where", WHERE)
+def test_bad_scales_are_refused_by_name(good, where, name, scale, error, fragment):
+    with pytest.raises(error, match=f"^{name.strip()} ") as caught:
+        WHERE[where](lambda: SCALED[name](good, scale))
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize(
+    "scale",
+    [2, 2.0, np.int32(2), np.float64(2), np.float16(2), np.array(2.0), jnp.bfloat16(2)],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_scale_may_be_any_number(good, scale, x64):
+    def call(scale):
+        packed = prepack(good.w.astype(np.int8), good.b, weight_scale=scale)
+        x = quantize(good.x.astype(np.float32), scale)
+        residual = QTensor(good.r, scale)
+        return qconv(x, packed, out_scale=scale, residual=residual, activation="relu6")
+
+    expected = call(jnp.float32(2))
+    with jax.enable_x64(x64):
+        found = call(scale)
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [jnp.int8, jnp.float32]
+    np.testing.assert_array_equal(found.unpadded(), expected.unpadded())
+
+
+@pytest.mark.parametrize("form", ["float64", "jax", "list"])
+def test_weights_and_bias_may_come_in_any_form(good, form):
+    convert = {"float64": np.float64, "jax": jnp.asarray, "list": np.ndarray.tolist}[form]
+    convert = np.vectorize(convert) if form == "float64" else convert
+    packed = prepack(convert(good.w), convert(good.b)).bind(x_scale=0.5)
+    np.testing.assert_array_equal(qconv(good.q, packed), good.out)
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.floats(),
+    st.complex_numbers(),
+    st.integers(max_value=-1),
+    st.text().filter(lambda s: s.upper() not in ("SAME", "VALID")),
+    st.dictionaries(st.integers(), st.integers()),
+    st.lists(st.integers(), max_size=5).filter(lambda v: len(v) != 2 or min(v) < 0),
+    st.tuples(st.integers(1, 3), st.one_of(st.none(), st.floats(), st.integers(max_value=-1))),
+)
+
+
+@hypothesis.given(st.sampled_from(["strides", "padding", "dilation"]), JUNK)
+@hypothesis.settings(max_examples=200)
+def test_junk_for_geometry_is_refused_by_name(good, name, junk):
+    with pytest.raises((TypeError, ValueError), match=name):
+        prepack(good.w, **{name: junk})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300], ids=["nan", "infinite", "float64"])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_weights_that_are_no_numbers_are_refused(good, bad, per_channel):
+    weight = good.w.astype(np.float64)
+    weight[1, 2, 3, 4] = bad
+    with pytest.raises(ValueError, match="weight holds NaN or infinite values"):
+        prepack(weight, per_channel=per_channel)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("out_dtype", ["int8", "int32", "float32", "bfloat16", "float16"])
+def test_an_empty_batch_gives_an_empty_output(good, out_dtype, residual, jit):
+    if out_dtype == "int32" and residual:
+        pytest.skip("an int32 output has no residual")
+
+    def call(x, r):
+        return qconv(
+            QTensor(x, 0.5),
+            good.packed,
+            residual=QTensor(r, 0.5) if residual else None,
+            out_dtype=out_dtype,
+            out_scale=0.5 if out_dtype == "int8" else None,
+        )
+
+    out = (jax.jit(call) if jit else call)(good.x[:0], good.r[:0])
+    assert out.shape == (0, 5, 5, 7)
+    assert (out.values if isinstance(out, QTensor) else out).dtype == out_dtype

@@ -1,0 +1,71 @@
+"""Scales, bias and bounds folded into the constants of the epilogue."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import strategies as st
+
+from jax_qconv import Activation
+from jax_qconv._fold import fold
+
+SCALES = st.floats(2.0**-20, 2.0**20, width=32)
+K, STORED = 5, 8
+
+
+@st.composite
+def arguments(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    per_channel = (2.0 ** rng.uniform(-20, 20, K)).astype(np.float32)
+    return {
+        "weight_scale": per_channel if draw(st.booleans()) else np.float32(draw(SCALES)),
+        "bias": rng.normal(0, 1e3, K).astype(np.float32) if draw(st.booleans()) else None,
+        "x_scale": np.float32(draw(SCALES)),
+        "out_scale": np.float32(draw(SCALES)) if draw(st.booleans()) else None,
+        "residual_scale": np.float32(draw(SCALES)) if draw(st.booleans()) else None,
+    }
+
+
+def folded(activation, **scales):
+    """The constants by name, those that are None left out."""
+    scales = {name: v if v is None else jnp.asarray(v) for name, v in scales.items()}
+    constants = fold(activation=activation, channels=K, stored=STORED, **scales)
+    return {name: v for name, v in vars(constants).items() if v is not None}
+
+
+@hypothesis.given(arguments(), st.sampled_from([Activation("relu"), Activation.clip(-0.1, 7.7)]))
+@hypothesis.settings(max_examples=60)
+def test_constants_are_rounded_once_from_float64_traced_or_not(scales, activation):
+    want = oracle.fold(
+        x_scale=scales["x_scale"],
+        w_scale=scales["weight_scale"],
+        bias=scales["bias"],
+        out_scale=scales["out_scale"],
+        residual_scale=scales["residual_scale"],
+        activation=activation,
+    )
+    traced = jax.jit(lambda scales: folded(activation, **scales))
+    for got in (folded(activation, **scales), traced(scales)):
+        assert got.keys() == {name for name, v in want.items() if v is not None}
+        for name, value in got.items():
+            expected = np.asarray(want[name])
+            if name in ("m", "b"):
+                # Padded channels get zeros.
+                expected = np.pad(np.broadcast_to(expected, K), (0, STORED - K))
+            oracle.assert_same(value, expected)
+
+
+def test_a_zero_bound_stays_zero():
+    scales = {"weight_scale": 1.0, "bias": None, "x_scale": 1.0, "residual_scale": None}
+    relu6 = folded(Activation.clip(0, 6), out_scale=np.float32(0.5), **scales)
+    assert (relu6["lower"], relu6["upper"]) == (0, 12)
+
+
+@pytest.mark.parametrize("bias", [None, np.zeros(K, np.float32)])
+def test_no_bias_is_a_bias_of_zero(bias):
+    scales = {"weight_scale": 0.5, "x_scale": 0.25, "out_scale": None, "residual_scale": None}
+    got = folded(Activation(), bias=bias, **scales)
+    np.testing.assert_array_equal(got["b"], np.zeros(STORED))
+    np.testing.assert_array_equal(got["m"], [0.125] * K + [0] * (STORED - K))
