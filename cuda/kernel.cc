@@ -38,6 +38,12 @@ ErrorOr<Nvrtc> LoadNvrtc() {
   JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcGetCUBINSize", &nvrtc.cubin_size));
   JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcGetCUBIN", &nvrtc.cubin));
   JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcDestroyProgram", &nvrtc.destroy));
+  // NVRTC opens its builtins by their bare name, which finds those of a wheel only if they are
+  // loaded already. Where they aren't found here either, NVRTC itself says so best.
+  int major = 0, minor = 0;
+  nvrtc.version(&major, &minor);
+  static_cast<void>(
+      DynamicLibrary::Open({StrCat("libnvrtc-builtins.so.", major, ".", minor)}));
   return nvrtc;
 }
 

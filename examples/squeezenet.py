@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import platformdirs
 from _squeezenet_data import DataError, check_archives, read_photos, read_weights
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from jax_qconv import PackedConv, QTensor, prepack, qconv, quantize
 Weights = dict[str, list[np.ndarray]]
 PERCENTILE = 99.99  # of a photo's absolute activations; what is larger saturates
 MIN_AGREEMENT = 18  # of the 20 top-1 classes
-DEFAULT_DATA = Path.home() / ".cache" / "jax_qconv" / "examples"
+DEFAULT_DATA = platformdirs.user_cache_path("jax_qconv") / "examples"
 
 
 def squeezenet(x: Any, conv: Callable[[str, Any], Any]) -> jax.Array:

@@ -64,6 +64,7 @@ def qconv(
         )
     if plan is not None and implementation == "reference":
         raise ValueError(f"plan={plan!r} names a cuDNN plan, but implementation='reference'.")
+    _check_dtypes(packed)
     values, x_scale = _check_x(x, packed)
     binding, activation, dtype = _resolve_epilogue(
         packed, x_scale, residual, out_scale, out_dtype, activation
@@ -118,6 +119,20 @@ def _check_x(x: Any, packed: PackedConv) -> tuple[jax.Array, Any]:
             f"x has {channels} channels, but packed has weights for {packed.in_channels}."
         )
     return pad_channels(values, stored), scale
+
+
+def _check_dtypes(packed: PackedConv) -> None:
+    """Refuse a pack whose leaves were cast, as is often done to all floats of a tree at once."""
+    constants = None if packed.binding is None else packed.binding.constants
+    leaves = {"weight": (packed.weight, jnp.int8), "weight_scale": (packed.weight_scale, jnp.float32)}
+    if constants is not None:
+        leaves |= {name: (getattr(constants, name), jnp.float32) for name in ("m", "b", "m_r")}
+    for name, (leaf, dtype) in leaves.items():
+        if leaf is not None and leaf.dtype != dtype:
+            raise TypeError(
+                f"packed.{name} must be {jnp.dtype(dtype)}, got {leaf.dtype}; packs must not be "
+                "cast: results would change."
+            )
 
 
 def _check_symmetric(name: str, q: QTensor) -> None:

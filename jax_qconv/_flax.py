@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Layer:
     def of_module(cls, module: Any, *, features: int) -> Layer:
         """Check and normalise the fields of a module, which are named as in Flax's Conv."""
         size = module.kernel_size
-        if isinstance(size, int) or len(size) != 2:
+        if not isinstance(size, Sequence) or len(size) != 2:
             raise ValueError(
                 f"kernel_size={size!r} is not a 2-D kernel (to Flax an int is a 1-D one); give "
                 "(height, width)."

@@ -2,7 +2,7 @@
 
 The epilogue is y = act(fma(r, m_r, fma(acc, m[k], b[k]))) in float32, with
 m = s_x * s_w / s_y, b = bias / s_y, m_r = s_r / s_y and the bounds of clip over s_y;
-s_y = 1 for float outputs, whose y is in real units.
+s_y = 1 for float outputs, whose y is in real units. Constants below 2**-126 become zero.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 
 from jax_qconv._quantize import is_concrete
 from jax_qconv._spec import Activation
+
+_TINY = 2.0**-126  # smallest normal float32
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +96,9 @@ def _fold(
         return xp.asarray(v).astype(xp.float64)
 
     def over_out_scale(v: Any) -> Any:
-        return (v if out_scale is None else v / f64(out_scale)).astype(xp.float32)
+        v = v if out_scale is None else v / f64(out_scale)
+        # Kernels differ in whether they read subnormal numbers as zero, so give them none.
+        return xp.where(xp.abs(v) < _TINY, np.float64(0), v).astype(xp.float32)
 
     # The product of two float32 is exact in float64, so each line rounds twice at most:
     # once in the division, once to float32, in the same way everywhere.

@@ -104,7 +104,7 @@ def epilogue(
 
     Returns:
         ``[N, P, Q, K; problem.out_dtype]``. int8 rounds half to even and saturates, NaN
-        becomes 0; floats round half to even.
+        becomes 0; floats round half to even, NaN stays except that clip makes it ``lower``.
     """
     if problem.out_dtype == "int32":
         return acc
@@ -114,7 +114,8 @@ def epilogue(
     if problem.activation == "relu":
         y = jnp.maximum(y, jnp.float32(0))
     elif problem.activation == "clip":
-        y = jnp.minimum(jnp.maximum(y, lower), upper)
+        # NaN becomes the lower bound, as the GPU's maximum has it.
+        y = jnp.where(jnp.isnan(y), lower, jnp.minimum(jnp.maximum(y, lower), upper))
     elif problem.activation == "leaky_relu":
         y = jnp.where(y > 0, y, y * jnp.float32(problem.slope))
     if problem.out_dtype == "int8":
@@ -143,4 +144,7 @@ def fma(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
         away_from_zero = (error > 0) == (total > 0)
         step = jnp.where(away_from_zero, np.int64(1), np.int64(-1))
         odd = jnp.where(inexact & (bits & np.int64(1) == 0), bits + step, bits)
-        return jax.lax.bitcast_convert_type(odd, jnp.float64).astype(jnp.float32)
+        rounded = jax.lax.bitcast_convert_type(odd, jnp.float64)
+        # Round explicitly: a conversion to float32 and back is dropped where XLA may keep excess
+        # precision, which it may on GPUs by default.
+        return jax.lax.reduce_precision(rounded, 8, 23).astype(jnp.float32)

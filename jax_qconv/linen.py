@@ -110,6 +110,9 @@ class QConv(nn.Module):
     ) -> dict[str, PackedConv]:
         """Quantise and pack the parameters of a trained `flax.linen.Conv`.
 
+        A pack with one scale per tensor, or with other channel padding, is made with `prepack`
+        and goes to the same place.
+
         Args:
             conv_params: ``{"kernel": [R, S, C, features; float], "bias": [features; float]}``,
                 the entry of that layer in the collection ``"params"``.

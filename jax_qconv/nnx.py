@@ -25,7 +25,7 @@ class Quantized(nnx.Variable[PackedConv]):
     """The variable that holds a `PackedConv`.
 
     Not an `nnx.Param`, because integers have no gradient and optimisers can't update them;
-    ``nnx.split(model, nnx.Param, Quantized)`` separates the two.
+    ``nnx.split(model, Quantized, ...)`` separates the packs from the rest.
     """
 
 
@@ -136,8 +136,10 @@ class QConv(nnx.Module):
     ) -> QConv:
         """Quantise and pack a trained `flax.nnx.Conv`.
 
-        Its dtype, param_dtype, precision and promote_dtype, which say how float results are
-        rounded, are dropped with the float computation; the rest is honoured or refused.
+        Its dtype, param_dtype, precision, promote_dtype and preferred_element_type, which say
+        how float results are rounded, go with the float computation; the rest is honoured or
+        refused. A pack with one scale per tensor, or with other channel padding, is made with
+        `prepack` and put in by ``layer.packed.set_value``.
 
         Args:
             conv: the trained convolution; stays as it is.

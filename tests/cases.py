@@ -43,7 +43,7 @@ class Case:
         dyadic: whether scales are powers of two: then many outputs are ties.
         per_channel: whether each output channel has its own weight scale.
         bias, residual: whether there is one.
-        activation: kind of one.
+        activation: kind of the one that is fused.
         out_dtype: of the output.
     """
 
@@ -104,23 +104,24 @@ class Case:
         """
         fused = {"activation": self.arguments.get("activation"), "out_dtype": self.out_dtype}
         data = {name: v for name, v in self.arguments.items() if isinstance(v, np.ndarray)}
+        packed = None
+        if bound:
+            scales = {name: data.get(name) for name in ("x_scale", "out_scale", "residual_scale")}
+            packed = self._pack(data).bind(**scales, **fused)
 
         def call(data: dict[str, Any], packed: jax_qconv.PackedConv | None) -> Any:
+            x, residual = QTensor(data["x"], data.get("x_scale")), None
+            if self.residual:
+                residual = QTensor(data["residual"], data["residual_scale"])
             return jax_qconv.qconv(
-                QTensor(data["x"], data.get("x_scale")),
+                x,
                 self._pack(data) if packed is None else packed,
-                residual=QTensor(data["residual"], data["residual_scale"])
-                if self.residual
-                else None,
+                residual=residual,
                 out_scale=data.get("out_scale"),
                 **fused,
                 **engine,
             )
 
-        packed = None
-        if bound:
-            scales = {name: data.get(name) for name in ("x_scale", "out_scale", "residual_scale")}
-            packed = self._pack(data).bind(**scales, **fused)
         out = (jax.jit(call) if jit else call)(data, packed)
         if isinstance(out, QTensor):
             return np.asarray(out.values)[..., : out.channels]
@@ -147,33 +148,37 @@ def int8(rng: np.random.Generator, shape: tuple[int, ...], values: str) -> np.nd
     return rng.integers(-128, 128, shape, np.int8)
 
 
+SIDES = st.integers(0, 3)
+PAIRS = st.tuples(SIDES, SIDES)
+PADDINGS = st.one_of(
+    st.sampled_from([("SAME", "SAME"), ("VALID", "VALID")]),
+    SIDES.map(lambda side: (side, ((side, side), (side, side)))),
+    PAIRS.map(lambda pair: (pair, tuple((side, side) for side in pair))),
+    st.tuples(PAIRS, PAIRS).map(lambda pairs: (pairs, pairs)),
+)
+"""What the caller says and what it means; see `Geometry`."""
+
+
 @st.composite
 def geometries(draw: Any) -> Geometry:
     """Small convolutions of every shape; the kernel may be as large as the padded input."""
 
-    def integer(low: int, high: int) -> int:
-        return draw(st.integers(low, high))
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
 
-    kernel, strides, dilation = ((integer(1, high), integer(1, high)) for high in (4, 3, 2))
-    form = draw(st.sampled_from(["SAME", "VALID", "int", "pair", "pairs"]))
-    if form in ("SAME", "VALID"):
-        padding = pads = form
-    elif form == "int":
-        padding = integer(0, 3)
-        pads = ((padding, padding), (padding, padding))
-    elif form == "pair":
-        padding = (integer(0, 3), integer(0, 3))
-        pads = tuple((side, side) for side in padding)
-    else:
-        padding = pads = ((integer(0, 3), integer(0, 3)), (integer(0, 3), integer(0, 3)))
+    kernel, strides, dilation, channels = pair(1, 4), pair(1, 3), pair(1, 2), pair(1, 9)
+    padding, pads = draw(PADDINGS)
     size = []
     for axis in range(2):
         extent = (kernel[axis] - 1) * dilation[axis] + 1
-        added = {"SAME": extent, "VALID": 0}[pads] if form in ("SAME", "VALID") else sum(pads[axis])
-        smallest = max(extent - added, 1)
-        size.append(integer(smallest, smallest + 5))
-    c, k = integer(1, 9), integer(1, 9)
-    return Geometry((integer(1, 2), *size, c), (k, *kernel, c), strides, dilation, padding, pads)
+        if isinstance(pads, str):
+            least = 1 if pads == "SAME" else extent
+        else:
+            least = max(extent - sum(pads[axis]), 1)
+        size.append(draw(st.integers(least, least + 5)))
+    c, k = channels
+    x_shape = draw(st.integers(1, 2)), *size, c
+    return Geometry(x_shape, (k, *kernel, c), strides, dilation, padding, pads)
 
 
 def cases(**fixed: Any) -> st.SearchStrategy[Case]:

@@ -11,9 +11,9 @@ os.environ["JAX_QCONV_CACHE_DIR"] = _cache.name
 if not pathlib.Path("/dev/nvidiactl").exists():
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import hypothesis
-import jax
-import pytest
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -90,15 +90,17 @@ def fold(
 ) -> dict[str, Any]:
     """Scales, real-valued bias and bounds to constants in steps of the output.
 
-    Each is computed in float64 from float32 scales and rounded once to float32.
+    Each is computed in float64 from float32 scales and rounded once to float32; what is
+    smaller than the smallest normal float32 is zero.
     """
 
     def wide(value: Any) -> Any:
         return np.asarray(value, np.float32).astype(np.float64)
 
     def in_steps(value: Any) -> Any:
+        value = value / wide(1 if out_scale is None else out_scale)
         with np.errstate(over="ignore"):
-            return (value / wide(1 if out_scale is None else out_scale)).astype(np.float32)
+            return np.where(np.abs(value) < 2.0**-126, 0, value).astype(np.float32)
 
     clip = activation.kind == "clip"
     return {
@@ -132,7 +134,8 @@ def epilogue(
         case "relu":
             return np.maximum(y, np.float32(0))
         case "clip":
-            return np.minimum(np.maximum(y, lower), upper)
+            # NaN becomes the lower bound.
+            return np.minimum(np.fmax(y, lower), upper)
         case "leaky_relu":
             return np.where(y > 0, y, y * np.float32(slope))
     raise AssertionError(kind)

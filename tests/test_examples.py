@@ -66,6 +66,7 @@ class TestQuickstart:
         for package in ("optax", "sklearn", "tqdm"):
             pytest.importorskip(package)
 
+    @pytest.mark.slow
     def test_trains_quantises_and_reports(self):
         done = run("quickstart.py")
         assert done.returncode == 0, done.stderr
@@ -78,6 +79,7 @@ class TestQuickstart:
         times = row(done.stdout, "us per image")
         assert len(times) == 2 and min(times) > 0
 
+    @pytest.mark.slow
     def test_fails_where_int8_loses_too_much(self):
         strict = "import sys, quickstart as q; q.MAX_LOSS = -2.0; sys.exit(q.main())"
         done = run("-c", strict, "--epochs", 1)
@@ -86,6 +88,7 @@ class TestQuickstart:
 
 
 class TestSqueezeNet:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("squeezenet")
     def test_int8_agrees_with_float(self, archives):
         done = run("squeezenet.py", "--data", archives)

@@ -63,6 +63,17 @@ def test_a_zero_bound_stays_zero():
     assert (relu6["lower"], relu6["upper"]) == (0, 12)
 
 
+def test_subnormal_constants_become_zero():
+    # Some devices read them as zero and some don't.
+    tiny = np.float32(1e-40)
+    bias = np.full(K, tiny)
+    scales = {"weight_scale": np.float32(1e-20), "bias": bias, "x_scale": np.float32(1e-20)}
+    got = folded(Activation.clip(-1e-40, 1e-40), residual_scale=tiny, out_scale=None, **scales)
+    assert got.keys() == {"m", "b", "m_r", "lower", "upper"}
+    for value in got.values():
+        oracle.assert_same(value, np.zeros(value.shape, np.float32))
+
+
 @pytest.mark.parametrize("bias", [None, np.zeros(K, np.float32)])
 def test_no_bias_is_a_bias_of_zero(bias):
     scales = {"weight_scale": 0.5, "x_scale": 0.25, "out_scale": None, "residual_scale": None}

@@ -92,7 +92,7 @@ def hard_products_and_sums(count):
     sign = rng.choice([-1.0, 1.0], (2, n))
     exponent = 2.0 ** rng.integers(-40, 40, n)
     # The product is half a unit in the last place of c: exactly, or off by 2**-23 to 2**-46.
-    c_integer = rng.integers(2**23, 2**24, n)
+    c_integer = rng.choice([-1, 1], n) * rng.integers(2**23, 2**24, n)
     near_one = 1 + rng.integers(-2, 3, (2, n)) * 2.0**-23
     ties = sign[0] * near_one[0] * exponent, sign[1] * near_one[1] * 0.5, c_integer * exponent
     # The sum cancels all but the low bits of the product.

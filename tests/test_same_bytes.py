@@ -160,7 +160,9 @@ def test_linen(transform, params, scales, x, expected):
 def test_nnx(transform, params, scales, x, expected):
     float_layers = {}
     for name, (*size, c, k) in KERNELS.items():
-        conv = nnx.Conv(c, k, size, strides=2 if name == "stem" else 1, rngs=nnx.Rngs(0))
+        strides = 2 if name == "stem" else 1
+        zeros = nnx.initializers.zeros
+        conv = nnx.Conv(c, k, size, strides, kernel_init=zeros, rngs=nnx.Rngs(0))
         conv.kernel.set_value(params[name]["kernel"])
         conv.bias.set_value(params[name]["bias"])
         float_layers[name] = conv

@@ -34,7 +34,7 @@ __device__ int weight_word(const ConvParams& t, const int* w, int channel, int w
 __device__ float activate(const ConvParams& t, float y, const float* lower, const float* upper) {
   switch (t.activation) {
     case 1:  // relu
-      return fmaxf(y, 0.0f);
+      return y < 0.0f ? 0.0f : y;
     case 2:  // clip
       return fminf(fmaxf(y, *lower), *upper);
     case 3:  // leaky relu

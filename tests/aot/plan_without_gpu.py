@@ -1,0 +1,22 @@
+"""Print the plans that cuDNN offers for problems on a described GPU, as JSON.
+
+A process of its own: it runs with a stub of the driver on its library path.
+Arguments: the file of device properties, then problems.
+"""
+
+import json
+import pathlib
+import sys
+
+from jax_qconv import _native
+
+
+def main(properties: str, *problems: str) -> None:
+    """Suggest plans for each problem and build the first one."""
+    device = pathlib.Path(properties).read_text()
+    suggest = _native.extension().suggest_without_device
+    print(json.dumps({p: suggest(p, device, build_first=True) for p in problems}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
