@@ -17,7 +17,7 @@ from jax_qconv import Activation, QTensor, dequantize, prepack, qconv, quantize
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @hypothesis.given(case=cases.cases(), bound=st.booleans())
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=30)
 def test_every_kind_of_call_is_exact(jit, case, bound):
     oracle.assert_same(case.run(jit=jit, bound=bound), case.expected())
 

@@ -35,9 +35,13 @@ def folded(activation, **scales):
     return {name: v for name, v in vars(constants).items() if v is not None}
 
 
-@hypothesis.given(arguments(), st.sampled_from([Activation("relu"), Activation.clip(-0.1, 7.7)]))
-@hypothesis.settings(max_examples=60)
-def test_constants_are_rounded_once_from_float64_traced_or_not(scales, activation):
+@hypothesis.given(
+    arguments(),
+    st.sampled_from([Activation("relu"), Activation.clip(-0.1, 7.7)]),
+    st.sampled_from([(), ("out_scale",), ("x_scale", "residual_scale")]),
+)
+@hypothesis.settings(max_examples=40)
+def test_constants_are_rounded_once_from_float64_traced_or_not(scales, activation, known):
     want = oracle.fold(
         x_scale=scales["x_scale"],
         w_scale=scales["weight_scale"],
@@ -46,7 +50,9 @@ def test_constants_are_rounded_once_from_float64_traced_or_not(scales, activatio
         residual_scale=scales["residual_scale"],
         activation=activation,
     )
-    traced = jax.jit(lambda scales: folded(activation, **scales))
+    # Some scales may be constants of the traced program.
+    constants = {name: scales[name] for name in known}
+    traced = jax.jit(lambda scales: folded(activation, **scales | constants))
     for got in (folded(activation, **scales), traced(scales)):
         assert got.keys() == {name for name, v in want.items() if v is not None}
         for name, value in got.items():

@@ -22,7 +22,10 @@ def mesh(devices: int = 1) -> Mesh:
     return topologies.make_mesh(topo=topology, mesh_shape=(devices,), axis_names=("x",))
 
 
-def shapes(tree: Any, spec: PartitionSpec = PartitionSpec(), devices: int = 1) -> Any:
+EVERYWHERE = PartitionSpec()
+
+
+def shapes(tree: Any, spec: PartitionSpec = EVERYWHERE, devices: int = 1) -> Any:
     """The arrays of a pytree as shapes on the described devices."""
     sharding = NamedSharding(mesh(devices), spec)
     return jax.tree.map(

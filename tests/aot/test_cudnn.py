@@ -1,4 +1,4 @@
-"""Real cuDNN plans for an H100 without a GPU: which engine each epilogue gets, and that it builds."""
+"""Real cuDNN plans for an H100 without a GPU: which engine an epilogue gets, and that it builds."""
 
 from __future__ import annotations
 

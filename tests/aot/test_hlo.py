@@ -125,9 +125,7 @@ def test_batch_sharding_needs_no_communication(net):
 
 
 def test_the_plan_travels_as_an_attribute(net):
-    hlo = h100.compile(
-        lambda x, p: q.qconv(x, p, plan="cudnn:4:cfg=26").values, *h100.shapes(net)
-    )
+    hlo = h100.compile(lambda x, p: q.qconv(x, p, plan="cudnn:4:cfg=26").values, *h100.shapes(net))
     assert "cudnn:4:cfg=26" in hlo and "pinned = true" in hlo
     assert "strides=1,1" in hlo  # the problem, in words
 
@@ -139,7 +137,7 @@ def test_a_name_that_is_no_plan_is_refused_when_lowering(net):
 
 def test_instantiate_refuses_a_schema_of_another_version(net, monkeypatch):
     monkeypatch.setattr(q._native, "SCHEMA", 2)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="schema 2 .* compile it again"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"schema 2 .* compile it again"):
         h100.compile(values(q.qconv), *h100.shapes(net))
 
 

@@ -1,0 +1,202 @@
+"""Imports and includes go one way, files stay small, and what is public is documented."""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import inspect
+import pathlib
+import re
+import sys
+
+import pytest
+
+import jax_qconv
+
+PACKAGE = pathlib.Path(jax_qconv.__file__).parent
+CUDA = PACKAGE.parent / "cuda"
+
+# Each module may import only modules before it.
+MODULES = [
+    "_spec",  # layouts, geometry, problems: no arrays
+    "_quantize",
+    "_fold",
+    "_pack",
+    "_reference",
+    "_native",  # the only one that sees the extension
+    "_plans",
+    "_primitive",
+    "_conv",
+    "_flax",
+    "linen",
+    "nnx",
+    "_info",
+    "__init__",
+    "__main__",
+]
+
+# Each file may include only headers before it, and its own.
+SOURCES = [
+    "settings",
+    "status",
+    "dynamic_library",
+    "cuda_driver",
+    "disk_cache",
+    "problem",
+    "plan_name",
+    "cudnn_library",
+    "cudnn_graph",
+    "kernel",
+    "checker",
+    "plan",
+    "search",
+    "conv_ffi",
+    "module",
+]
+
+REQUIRED = {"jax", "jaxlib", "numpy", "platformdirs"}
+MAX_LINES = 400
+
+needs_sources = pytest.mark.skipif(not CUDA.is_dir(), reason="installed without its sources")
+
+
+@functools.cache
+def imports(module):
+    """Names of what a module imports: ``jax_qconv._spec`` for every way to write it."""
+    names = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}.py: imports are absolute"
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                is_file = (PACKAGE.parent / f"{below.replace('.', '/')}.py").exists()
+                names.add(below if is_file else node.module)
+    return names
+
+
+def own(names):
+    """The modules of this package among ``names``."""
+    names = {f"{n}.__init__" if n == "jax_qconv" else n for n in names}
+    return {n.removeprefix("jax_qconv.") for n in names if n.startswith("jax_qconv.")}
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    before = set(MODULES[: MODULES.index(module)])
+    if module == "_native":
+        before.add("_ext")
+    assert own(imports(module)) - before == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_core_needs_few_packages(module):
+    roots = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names
+    allowed = REQUIRED | {"jax_qconv"}
+    if module in ("_flax", "linen", "nnx"):
+        allowed.add("flax")
+    assert roots - allowed == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_public_jax_is_used(module):
+    assert not re.search(r"\bjax\._src\b", (PACKAGE / f"{module}.py").read_text())
+
+
+@needs_sources
+def test_every_source_has_its_place():
+    stems = {path.stem for pattern in ("*.h", "*.cc") for path in CUDA.glob(pattern)}
+    assert stems == set(SOURCES)
+
+
+@needs_sources
+@pytest.mark.parametrize("source", SOURCES)
+def test_includes_go_one_way(source):
+    before = set(SOURCES[: SOURCES.index(source) + 1])
+    for path in CUDA.glob(f"{source}.*"):
+        included = re.findall(r'^#include "(\w+)\.h"', path.read_text(), re.MULTILINE)
+        # Others are headers of kernels, generated ones and XLA's.
+        assert set(included) & set(SOURCES) <= before, path.name
+
+
+@needs_sources
+@pytest.mark.parametrize("folder", [PACKAGE, CUDA], ids=lambda path: path.name)
+def test_files_stay_small(folder):
+    files = [p for p in folder.rglob("*") if p.suffix in (".py", ".h", ".cc", ".cu")]
+    assert len(files) > 5
+    lines = {str(p.relative_to(folder)): len(p.read_text().splitlines()) for p in files}
+    assert {name: n for name, n in lines.items() if n > MAX_LINES} == {}
+
+
+def public_objects():
+    """Name and object of all that users see: exported names, Flax modules, their methods."""
+    found = {f"jax_qconv.{name}": getattr(jax_qconv, name) for name in jax_qconv.__all__}
+    for name in ("linen", "nnx"):
+        if importlib.util.find_spec("flax"):
+            module = importlib.import_module(f"jax_qconv.{name}")
+            found |= {
+                f"{module.__name__}.{key}": value
+                for key, value in vars(module).items()
+                if not key.startswith("_") and getattr(value, "__module__", "") == module.__name__
+            }
+    for path, value in list(found.items()):
+        if inspect.isclass(value):
+            found |= {
+                f"{path}.{key}": getattr(member, "__func__", member)
+                for key, member in vars(value).items()
+                if not key.startswith("_")
+                and (inspect.isroutine(member) or isinstance(member, property))
+            }
+    return found
+
+
+PUBLIC = public_objects()
+FUNCTIONS = [name for name, value in PUBLIC.items() if inspect.isfunction(value)]
+
+
+def section(doc, title):
+    """The lines of a section of a Google-style docstring."""
+    match = re.search(
+        rf"^{title}:\n(.*?)(?=^\w+:$|\Z)", inspect.cleandoc(doc), re.DOTALL | re.MULTILINE
+    )
+    return match[1] if match else ""
+
+
+def undocumented(names, text):
+    """The names that begin no entry of a section; an entry may be of several."""
+    return [n for n in names if not re.search(rf"^    (\w+, )*{n}(, \w+)*:", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_is_documented(name):
+    value = PUBLIC[name]
+    doc = value.__doc__ or ""
+    # Dataclasses and tuples without a docstring are given their signature for one.
+    written = not doc.startswith(f"{name.split('.')[-1]}(")
+    assert doc and written
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.count(".") == 1 or n.endswith(".bind")])
+def test_arguments_and_results_are_documented(name):
+    function = PUBLIC[name]
+    arguments = [p for p in inspect.signature(function).parameters if p != "self"]
+    assert undocumented(arguments, section(function.__doc__, "Args")) == []
+    assert section(function.__doc__, "Returns")
+
+
+DATACLASSES = [name for name, value in PUBLIC.items() if dataclasses.is_dataclass(value)]
+DATACLASSES[DATACLASSES.index("jax_qconv.Binding")] = pytest.param(
+    "jax_qconv.Binding", marks=pytest.mark.xfail(strict=True)
+)
+
+
+@pytest.mark.parametrize("name", DATACLASSES)
+def test_fields_are_documented(name):
+    of_flax = {"parent", "name"}
+    fields = {f.name for f in dataclasses.fields(PUBLIC[name])} - of_flax
+    assert undocumented(fields, section(PUBLIC[name].__doc__, "Attributes")) == []
