@@ -146,18 +146,28 @@ Error Execute(ffi::RemainingArgs args, ffi::RemainingRets results, ConvState* st
   return Error::Success();
 }
 
+// The handler of the FFI for a stage: no exception gets past it.
+template <auto stage>
+struct Handler;
+template <typename Result, typename... Args, Result (*stage)(Args...)>
+struct Handler<stage> {
+  static Result Call(Args... args) {
+    return NoThrow([&]() -> Result { return stage(std::move(args)...); });
+  }
+};
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    JaxQconvInstantiate, Instantiate,
+    JaxQconvInstantiate, Handler<Instantiate>::Call,
     ffi::Ffi::BindInstantiate().RemainingArgs().RemainingRets().Attrs());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvInitialize, Initialize,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvInitialize, Handler<Initialize>::Call,
                               ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()
                                   .Ctx<ffi::State<ConvState>>()
                                   .Ctx<ffi::DeviceOrdinal>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvExecute, Execute,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvExecute, Handler<Execute>::Call,
                               ffi::Ffi::Bind()
                                   .RemainingArgs()
                                   .RemainingRets()

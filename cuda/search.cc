@@ -87,7 +87,7 @@ class Registry {
       }
       Insert(key, promise.get_future().share());
     }
-    ErrorOr<PlanPtr> plan = compute();
+    ErrorOr<PlanPtr> plan = NoThrow(compute);
     promise.set_value(plan);
     if (!plan.has_value()) {
       // A failure (out of memory, say) may pass: the next caller tries again.

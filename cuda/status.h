@@ -3,8 +3,10 @@
 
 #pragma once
 
+#include <exception>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "xla/ffi/api/ffi.h"
@@ -29,6 +31,26 @@ std::string StrCat(const Args&... args) {
 inline Error Annotate(const Error& error, const std::string& context) {
   return Error(error.errc().value_or(ErrorCode::kInternal),
                StrCat(context, ": ", error.message()));
+}
+
+// Runs `body`, which returns Error or ErrorOr<T>, and turns what it may throw (out of memory, no
+// more threads, another library's exception) into an Error.
+template <typename Body>
+auto NoThrow(Body&& body) -> decltype(body()) {
+  std::string what;
+  try {
+    return body();
+  } catch (const std::exception& exception) {
+    what = exception.what();
+  } catch (...) {
+    what = "unknown exception";
+  }
+  Error error = Error::Internal(StrCat("jax_qconv: unexpected failure: ", what));
+  if constexpr (std::is_same_v<decltype(body()), Error>) {
+    return error;
+  } else {
+    return Unexpected(std::move(error));
+  }
 }
 
 }  // namespace jax_qconv

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_qconv import _primitive, _spec
+from jax_qconv._arrays import as_array, check_scale, is_concrete, pad_channels
 from jax_qconv._pack import Binding, PackedConv, check_format, resolve_out_dtype
-from jax_qconv._quantize import QTensor, is_concrete, pad_channels
+from jax_qconv._quantize import QTensor
 
 
 def qconv(
@@ -35,7 +36,8 @@ def qconv(
 
     Args:
         x: ``[N, H, W, C; int8]`` as a `QTensor` with zero_point None; or a bare int8 array
-            where its scale is known (a bound pack) or not needed (int32 output).
+            where its scale is known (a bound pack) or not needed (int32 output), with or
+            without the pack's padded channels.
         packed: weights and geometry from `prepack`. A bound one (`PackedConv.bind`) brings
             scales, activation and output dtype along; for an unbound one they are folded
             here, inside the program.
@@ -62,9 +64,10 @@ def qconv(
             f"implementation={implementation!r} is not known; use one of "
             f"{list(_primitive.IMPLEMENTATIONS)} or None."
         )
+    if plan is not None and not isinstance(plan, str):
+        raise TypeError(f"plan must be the name of a plan or None, got {plan!r}.")
     if plan is not None and implementation == "reference":
         raise ValueError(f"plan={plan!r} names a cuDNN plan, but implementation='reference'.")
-    _check_dtypes(packed)
     values, x_scale = _check_x(x, packed)
     binding, activation, dtype = _resolve_epilogue(
         packed, x_scale, residual, out_scale, out_dtype, activation
@@ -103,7 +106,7 @@ def _check_x(x: Any, packed: PackedConv) -> tuple[jax.Array, Any]:
     if isinstance(x, QTensor):
         _check_symmetric("x", x)
         values, scale, channels = x.values, x.scale, x.channels
-    values = jnp.asarray(values)
+    values = jnp.asarray(as_array("x", values))
     if values.dtype != jnp.int8:
         is_float = jnp.issubdtype(values.dtype, jnp.floating)
         remedy = "; quantise it with quantize(x, scale)" if is_float else ""
@@ -111,28 +114,15 @@ def _check_x(x: Any, packed: PackedConv) -> tuple[jax.Array, Any]:
     if values.ndim != 4:
         raise ValueError(f"x must have 4 axes (N, H, W, C), got shape {list(values.shape)}.")
     stored = packed.weight.shape[3]
+    if channels is not None and channels > values.shape[3]:
+        raise ValueError(f"x says it has {channels} channels, but stores {values.shape[3]}.")
     if channels is None:
-        # A bare array may come with or without padded channels.
         channels = packed.in_channels if values.shape[3] == stored else values.shape[3]
     if channels != packed.in_channels:
         raise ValueError(
             f"x has {channels} channels, but packed has weights for {packed.in_channels}."
         )
     return pad_channels(values, stored), scale
-
-
-def _check_dtypes(packed: PackedConv) -> None:
-    """Refuse a pack whose leaves were cast, as is often done to all floats of a tree at once."""
-    constants = None if packed.binding is None else packed.binding.constants
-    leaves = {"weight": (packed.weight, jnp.int8), "weight_scale": (packed.weight_scale, jnp.float32)}
-    if constants is not None:
-        leaves |= {name: (getattr(constants, name), jnp.float32) for name in ("m", "b", "m_r")}
-    for name, (leaf, dtype) in leaves.items():
-        if leaf is not None and leaf.dtype != dtype:
-            raise TypeError(
-                f"packed.{name} must be {jnp.dtype(dtype)}, got {leaf.dtype}; packs must not be "
-                "cast: results would change."
-            )
 
 
 def _check_symmetric(name: str, q: QTensor) -> None:
@@ -144,11 +134,11 @@ def _check_symmetric(name: str, q: QTensor) -> None:
 
 
 def _check_residual(residual: Any, problem: _spec.Problem, channels: int) -> jax.Array:
-    values = jnp.asarray(residual.values)
+    values = jnp.asarray(as_array("residual", residual.values))
     if values.dtype != jnp.int8:
         raise TypeError(f"residual must hold int8 values, got {values.dtype}.")
     expected = (*problem.out_shape[:3], channels)
-    if residual.shape != expected:
+    if residual.shape != expected or residual.channels > values.shape[3]:
         raise ValueError(
             f"residual has shape {list(residual.shape)}, but the output has {list(expected)}."
         )
@@ -189,7 +179,7 @@ def _resolve_epilogue(
         return None, activation, dtype
     if x_scale is None:
         raise TypeError(
-            f"x is a bare int8 array, but a {dtype} output needs its scale; pass "
+            f"x is a bare int8 array, but for {dtype} outputs its scale is needed; pass "
             "QTensor(x, scale), or a pack bound with packed.bind(x_scale=...)."
         )
     bound = packed.bind(
@@ -219,7 +209,10 @@ def _check_binding(
             + " Bind it again for this call."
         )  # fmt: skip
     wanted = {
-        "out_dtype": (None if out_dtype is None else _spec.as_out_dtype(out_dtype), binding.out_dtype),
+        "out_dtype": (
+            None if out_dtype is None else _spec.as_out_dtype(out_dtype),
+            binding.out_dtype,
+        ),
         "activation": (
             None if activation is None else _spec.as_activation(activation),
             binding.activation,
@@ -229,15 +222,15 @@ def _check_binding(
         if given is not None and given != bound:
             raise ValueError(f"packed was bound to {name}={bound}, but {name}={given} was given.")
     if out_scale is not None and binding.out_scale is None:
-        raise ValueError(f"packed was bound to a {binding.out_dtype} output; it has no out_scale.")
+        raise ValueError(f"packed was bound to {binding.out_dtype} outputs, without an out_scale.")
     scales = {
         "x's scale": (x_scale, binding.x_scale),
         "out_scale": (out_scale, binding.out_scale),
         "residual's scale": (None if residual is None else residual.scale, binding.residual_scale),
     }
     for name, (given, bound) in scales.items():
-        if given is None or given is bound or not (is_concrete(given) and is_concrete(bound)):
+        if given is None or given is bound:
             continue
-        given, bound = (np.asarray(v, np.float32) for v in (given, bound))
-        if given.shape != bound.shape or (given != bound).any():
+        given = check_scale(name, given)
+        if is_concrete(given) and is_concrete(bound) and np.asarray(given) != np.asarray(bound):
             raise ValueError(f"packed was bound to another {name}: {bound}, but got {given}.")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qconv._quantize import is_concrete
+from jax_qconv._arrays import is_concrete
 from jax_qconv._spec import Activation
 
 _TINY = 2.0**-126  # smallest normal float32
@@ -60,35 +60,32 @@ def fold(
         activation: bounds in real units.
         channels, stored: logical and stored K; padded channels get zeros.
     """
-    scales = (weight_scale, bias, x_scale, out_scale, residual_scale)
+    scales = [weight_scale, bias, x_scale, residual_scale, out_scale]
     if all(v is None or is_concrete(v) for v in scales):
         # On the host: no program is compiled, and division is IEEE.
-        folded = _fold(np, *(v if v is None else np.asarray(v) for v in scales), activation)
+        with np.errstate(over="ignore"):
+            folded = _fold(np, activation, *[None if v is None else np.asarray(v) for v in scales])
     else:
         # A constant divisor would be turned into a product with its reciprocal.
-        scales = (*scales[:3], None if out_scale is None else _opaque(out_scale), scales[4])
+        scales[-1] = None if out_scale is None else jax.lax.optimization_barrier(out_scale)
         with jax.enable_x64(True):
-            folded = _fold(jnp, *scales, activation)
+            folded = _fold(jnp, activation, *scales)
     m, b, *rest = (v if v is None else jnp.asarray(v, jnp.float32) for v in folded)
 
-    def spread(v: jax.Array) -> jax.Array:
+    def spread(v: Any) -> jax.Array:
         return jnp.pad(jnp.broadcast_to(v, (channels,)), (0, stored - channels))
 
     return Constants(spread(m), spread(b), *rest)
 
 
-def _opaque(value: jax.Array) -> jax.Array:
-    return jax.lax.optimization_barrier(value)
-
-
 def _fold(
     xp: Any,
+    activation: Activation,
     weight_scale: Any,
     bias: Any,
     x_scale: Any,
-    out_scale: Any,
     residual_scale: Any,
-    activation: Activation,
+    out_scale: Any,
 ) -> tuple[Any, ...]:
     """The formulas, once for the host (numpy) and once for traced scales (jax.numpy)."""
 

@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jaxlib
 
 from jax_qconv import _native
 
@@ -75,7 +74,7 @@ def info() -> Info:
     return Info(
         package=metadata.version("jax_qconv"),
         jax=jax.__version__,
-        jaxlib=jaxlib.__version__,
+        jaxlib=metadata.version("jaxlib"),
         ffi_built=_dotted(built.get("ffi_api")),
         ffi_running=_dotted(_native.running_ffi_api()) or "unknown",
         cudnn_headers=_dotted(built.get("cudnn")),

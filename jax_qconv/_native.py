@@ -38,7 +38,8 @@ def running_ffi_api() -> tuple[int, int]:
     header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     text = header.read_text()
     major, minor = (
-        int(re.findall(rf"#define XLA_FFI_API_{part} (\d+)", text)[0]) for part in ("MAJOR", "MINOR")
+        int(re.findall(rf"#define XLA_FFI_API_{part} (\d+)", text)[0])
+        for part in ("MAJOR", "MINOR")
     )
     return major, minor
 
@@ -91,6 +92,7 @@ def register() -> None:
     """Tell JAX about the custom call, where it can be used; starts no backend."""
     if extension_problem() is not None:
         return
-    _ext.configure(cache_dir=str(cache_dir()), library_dirs=_library_dirs())
-    jax.ffi.register_ffi_type("jax_qconv.ConvState", _ext.state_type(), platform="CUDA")
-    jax.ffi.register_ffi_target(TARGET, _ext.handlers(), platform="CUDA")
+    ext = extension()
+    ext.configure(cache_dir=str(cache_dir()), library_dirs=_library_dirs())
+    jax.ffi.register_ffi_type("jax_qconv.ConvState", ext.state_type(), platform="CUDA")
+    jax.ffi.register_ffi_target(TARGET, ext.handlers(), platform="CUDA")

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_qconv import _spec
+from jax_qconv._arrays import as_array, check_scale, is_concrete, reciprocal, undifferentiable
 from jax_qconv._fold import Constants, fold
-from jax_qconv._quantize import check_scale, is_concrete, reciprocal
+
+_STATIC = {"static": True}  # part of the pytree's structure, not a leaf
 
 # Axes of each layout that give OHWI, the packed one (K, R, S, C).
 _TO_OHWI = {"HWIO": (3, 0, 1, 2), "OIHW": (0, 2, 3, 1), "OHWI": (0, 1, 2, 3)}
@@ -22,18 +24,23 @@ _TO_OHWI = {"HWIO": (3, 0, 1, 2), "OIHW": (0, 2, 3, 1), "OHWI": (0, 1, 2, 3)}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """Scales folded into a pack by `PackedConv.bind`, and the scales they came from."""
+    """Scales folded into a pack by `PackedConv.bind`, and the scales they came from.
+
+    Attributes:
+        constants: what the epilogue multiplies, adds and clips by.
+        x_scale: ``[; float32]`` of the input.
+        out_scale: ``[; float32]`` of an int8 output, or None.
+        residual_scale: ``[; float32]`` of the residual, or None without one.
+        activation: that is fused.
+        out_dtype: of the output.
+    """
 
     constants: Constants
     x_scale: Any
     out_scale: Any
     residual_scale: Any
-    activation: _spec.Activation = dataclasses.field(metadata={"static": True})
-    out_dtype: str = dataclasses.field(metadata={"static": True})
-
-
-def _static(**kwargs: Any) -> Any:
-    return dataclasses.field(metadata={"static": True}, **kwargs)
+    activation: _spec.Activation = dataclasses.field(metadata=_STATIC)
+    out_dtype: str = dataclasses.field(metadata=_STATIC)
 
 
 @jax.tree_util.register_dataclass
@@ -62,13 +69,13 @@ class PackedConv:
     weight_scale: Any
     bias: Any
     binding: Binding | None
-    in_channels: int = _static()
-    out_channels: int = _static()
-    strides: tuple[int, int] = _static()
-    padding: _spec.Padding = _static()
-    dilation: tuple[int, int] = _static()
-    groups: int = _static()
-    format_version: int = _static(default=_spec.FORMAT_VERSION)
+    in_channels: int = dataclasses.field(metadata=_STATIC)
+    out_channels: int = dataclasses.field(metadata=_STATIC)
+    strides: tuple[int, int] = dataclasses.field(metadata=_STATIC)
+    padding: _spec.Padding = dataclasses.field(metadata=_STATIC)
+    dilation: tuple[int, int] = dataclasses.field(metadata=_STATIC)
+    groups: int = dataclasses.field(metadata=_STATIC)
+    format_version: int = dataclasses.field(default=_spec.FORMAT_VERSION, metadata=_STATIC)
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -83,7 +90,8 @@ class PackedConv:
     @property
     def nbytes(self) -> int:
         """Bytes of all data leaves."""
-        return sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(self))
+        leaves = jax.tree_util.tree_leaves(self)
+        return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
 
     def bind(
         self,
@@ -156,7 +164,7 @@ class PackedConv:
 
 
 def check_format(packed: Any) -> None:
-    """Refuse what isn't a pack, or one of a newer format than this version can read."""
+    """Refuse what isn't a pack, is of a newer format, or was changed since prepack made it."""
     if not isinstance(packed, PackedConv):
         raise TypeError(f"packed must be a PackedConv from prepack, got {type(packed).__name__}.")
     if packed.format_version > _spec.FORMAT_VERSION:
@@ -164,6 +172,27 @@ def check_format(packed: Any) -> None:
             f"packed has format version {packed.format_version}; this jax_qconv reads up to "
             f"{_spec.FORMAT_VERSION}. Update jax_qconv, or prepack the weights again."
         )
+    shape = getattr(packed.weight, "shape", ())
+    if len(shape) != 4 or shape[0] < packed.out_channels or shape[3] < packed.in_channels:
+        raise ValueError(
+            f"packed.weight must be of shape [K, R, S, C] with K >= {packed.out_channels} and "
+            f"C >= {packed.in_channels}, got {list(shape)}; stacked packs are for jax.lax.scan "
+            "and jax.vmap, which take them apart."
+        )
+    leaves = {
+        "weight": (packed.weight, jnp.int8),
+        "weight_scale": (packed.weight_scale, jnp.float32),
+    }
+    if packed.binding is not None:
+        constants = packed.binding.constants
+        leaves |= {name: (getattr(constants, name), jnp.float32) for name in ("m", "b", "m_r")}
+    for name, (leaf, dtype) in leaves.items():
+        if leaf is not None and leaf.dtype != dtype:
+            # Casting all floats of a tree at once is a common habit.
+            raise TypeError(
+                f"packed.{name} must be {jnp.dtype(dtype)}, got {leaf.dtype}; packs must not be "
+                "cast, results would change."
+            )
 
 
 def resolve_out_dtype(out_dtype: Any, out_scale: Any) -> str:
@@ -174,7 +203,7 @@ def resolve_out_dtype(out_dtype: Any, out_scale: Any) -> str:
     if dtype == "int8" and out_scale is None:
         raise ValueError("out_dtype='int8' needs out_scale, the scale of the output.")
     if dtype != "int8" and out_scale is not None:
-        raise ValueError(f"out_scale goes with an int8 output only, got out_dtype={dtype!r}.")
+        raise ValueError(f"out_scale is for int8 outputs only, got out_dtype={dtype!r}.")
     return dtype
 
 
@@ -217,18 +246,20 @@ def prepack(
 
     Raises:
         TypeError, ValueError: on a bad shape, dtype, scale, layout, stride, padding or
-            dilation, or if the int32 accumulation could overflow.
+            dilation, if the int32 accumulation could overflow, if concrete values aren't
+            finite, or if the weights are differentiated.
     """
-    weight = jnp.asarray(weight)
-    if layout not in _TO_OHWI:
-        raise ValueError(f"layout={layout!r} is not known; use one of {list(_TO_OHWI)}.")
+    weight = jnp.asarray(as_array("weight", weight))
+    to_ohwi = _axes(layout)
     if weight.ndim != 4:
         raise ValueError(f"weight must have 4 axes ({layout}), got shape {list(weight.shape)}.")
     if 0 in weight.shape:
         raise ValueError(f"weight must not be empty, got shape {list(weight.shape)}.")
-    if groups != 1:
+    if not _spec.is_int(groups) or groups != 1:
         raise ValueError(f"groups must be 1 in this version, got {groups!r}.")
-    k, r, s, c = (weight.shape[axis] for axis in _TO_OHWI[layout])
+    if not isinstance(per_channel, bool):
+        raise TypeError(f"per_channel must be True or False, got {per_channel!r}.")
+    k, r, s, c = (weight.shape[axis] for axis in to_ohwi)
     if c * r * s * 128 * 128 >= 2**31:
         raise ValueError(
             f"weight of shape {list(weight.shape)} ({layout}) sums {c * r * s} products, whose "
@@ -237,15 +268,7 @@ def prepack(
         )
     stored_c, stored_k = _stored_channels(c, k, pad_to)
     if bias is not None:
-        bias = jnp.asarray(bias)
-        if bias.shape != (k,):
-            raise ValueError(f"bias must be of shape [{k}], got {list(bias.shape)}.")
-        if not jnp.issubdtype(bias.dtype, jnp.floating):
-            raise TypeError(
-                f"bias must be of a float dtype, in real units, got {bias.dtype}; an integer "
-                "bias in steps of the accumulator is bias * x_scale * weight_scale."
-            )
-        bias = bias.astype(jnp.float32)
+        bias = _check_bias(bias, k)
     if weight.dtype == jnp.int8:
         if weight_scale is None:
             raise ValueError("int8 weight needs weight_scale, a scalar or one scale per channel.")
@@ -254,8 +277,9 @@ def prepack(
     elif jnp.issubdtype(weight.dtype, jnp.floating):
         if weight_scale is not None:
             raise ValueError("weight_scale goes with int8 weights; float ones get their own.")
+        weight = undifferentiable(weight, "prepack")
         packed, scale = _quantize_weight(
-            weight, layout=layout, stored=(stored_c, stored_k), per_channel=bool(per_channel)
+            weight, layout=layout, stored=(stored_c, stored_k), per_channel=per_channel
         )
         if is_concrete(scale) and not np.isfinite(np.asarray(scale)).all():
             raise ValueError("weight holds NaN or infinite values.")
@@ -275,13 +299,33 @@ def prepack(
     )
 
 
+def _check_bias(bias: Any, k: int) -> jax.Array:
+    bias = as_array("bias", bias)
+    if bias.shape != (k,):
+        raise ValueError(f"bias must be of shape [{k}], got {list(bias.shape)}.")
+    if not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise TypeError(
+            f"bias must be of a float dtype, in real units, got {bias.dtype}; an integer "
+            "bias in steps of the accumulator is bias * x_scale * weight_scale."
+        )
+    if is_concrete(bias) and not np.isfinite(np.asarray(bias).astype(np.float64)).all():
+        raise ValueError("bias holds NaN or infinite values.")
+    return jnp.asarray(bias, jnp.float32)
+
+
+def _axes(layout: str) -> tuple[int, int, int, int]:
+    if not isinstance(layout, str) or layout not in _TO_OHWI:
+        raise ValueError(f"layout={layout!r} is not known; use one of {list(_TO_OHWI)}.")
+    return _TO_OHWI[layout]
+
+
 def _stored_channels(
     c: int, k: int, pad_to: tuple[int | None, int | None] | None
 ) -> tuple[int, int]:
     if pad_to is None:
         pad_to = (None, None)
-    if not isinstance(pad_to, Sequence) or len(pad_to) != 2:
-        raise TypeError(f"pad_to must be a pair (C, K) or None, got {pad_to!r}.")
+    if not _spec.is_pair(pad_to) or not all(v is None or _spec.is_int(v) for v in pad_to):
+        raise TypeError(f"pad_to must be a pair of ints or None, (C, K), got {pad_to!r}.")
     stored = []
     for name, channels, wanted in zip("CK", (c, k), pad_to, strict=True):
         if wanted is None:
@@ -350,9 +394,6 @@ def unpack(packed: PackedConv, *, layout: str = "HWIO") -> Unpacked:
         TypeError, ValueError: if it isn't a pack, is of a newer format, or on an unknown layout.
     """
     check_format(packed)
-    if layout not in _TO_OHWI:
-        raise ValueError(f"layout={layout!r} is not known; use one of {list(_TO_OHWI)}.")
+    to_ohwi = _axes(layout)
     weight = packed.weight[: packed.out_channels, ..., : packed.in_channels]
-    return Unpacked(
-        weight.transpose(np.argsort(_TO_OHWI[layout])), packed.weight_scale, packed.bias
-    )
+    return Unpacked(weight.transpose(np.argsort(to_ohwi)), packed.weight_scale, packed.bias)

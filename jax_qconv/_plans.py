@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
+import pathlib
 import tempfile
+import threading
 import warnings
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ def plan_for(problem: Problem, plan: str | None) -> str:
     if plan is not None:
         return _native.extension().parse_plan(plan)
     device = _local_gpu()
-    return DEFERRED if device is None else _choose(problem, device)
+    return DEFERRED if device is None else _choose_once(problem, device)
 
 
 def _local_gpu() -> int | None:
@@ -40,7 +41,27 @@ def _local_gpu() -> int | None:
         return None
 
 
-@functools.lru_cache(maxsize=4096)
+_choices: dict[tuple[Problem, int], Future[str]] = {}
+_choices_lock = threading.Lock()
+
+
+def _choose_once(problem: Problem, device: int) -> str:
+    """`_choose`, remembered. One thread chooses, others that ask for the same wait for it."""
+    choice: Future[str] = Future()
+    with _choices_lock:
+        known = _choices.setdefault((problem, device), choice)
+    if known is not choice:
+        return known.result()
+    try:
+        choice.set_result(_choose(problem, device))
+    except BaseException as error:
+        # It may pass (out of memory, say): those who wait hear of it, the next one tries again.
+        with _choices_lock:
+            del _choices[problem, device]
+        choice.set_exception(error)
+    return choice.result()
+
+
 def _choose(problem: Problem, device: int) -> str:
     ext = _native.extension()
     key = {"problem": str(problem), **ext.device(device)}
@@ -48,7 +69,10 @@ def _choose(problem: Problem, device: int) -> str:
     path = _native.cache_dir() / "plans" / f"{digest}.json"
     stored = _read(path)
     if stored is not None and all(stored.get(name) == value for name, value in key.items()):
-        return ext.parse_plan(stored["plan"])
+        try:
+            return ext.parse_plan(stored["plan"])
+        except ValueError as error:
+            _warn(f"{path} holds no plan of this version and is replaced ({error}).")
     ranking = ext.search(str(problem), device)
     best = min((c for c in ranking if c["us"] is not None), key=lambda c: c["us"], default=None)
     if best is None:
@@ -67,17 +91,25 @@ def _read(path: Any) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        warnings.warn(f"{path} can't be read and is ignored ({error}).", stacklevel=2)
+        _warn(f"{path} can't be read and is ignored ({error}).")
         return None
     return stored if isinstance(stored, dict) and isinstance(stored.get("plan"), str) else None
 
 
 def _write(path: Any, stored: dict[str, Any]) -> None:
     """Atomically: a reader sees the old file or the new one. A full disk costs only time."""
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            temporary = pathlib.Path(file.name)
             json.dump(stored, file, indent=1)
-        os.replace(file.name, path)
+        temporary.replace(path)
     except OSError as error:
-        warnings.warn(f"{path} can't be written: the search will be repeated ({error}).", stacklevel=2)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        _warn(f"{path} can't be written: the search will be repeated ({error}).")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)

@@ -5,7 +5,6 @@ All transformation rules live here: jit, vmap, differentiation, shard_map, platf
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -16,8 +15,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jax_qconv import _native, _plans, _reference
-from jax_qconv._quantize import INTEGER_OP_GRADIENT
-from jax_qconv._spec import Problem
+from jax_qconv._arrays import INTEGER_OP_GRADIENT
+from jax_qconv._spec import Problem, is_int
 
 IMPLEMENTATIONS = ("cudnn", "reference")
 
@@ -25,7 +24,11 @@ conv_p = Primitive("jax_qconv")
 
 
 def bind(
-    problem: Problem, operands: tuple[jax.Array, ...], *, implementation: str | None, plan: str | None
+    problem: Problem,
+    operands: tuple[jax.Array, ...],
+    *,
+    implementation: str | None,
+    plan: str | None,
 ) -> jax.Array:
     """Apply the convolution to operands in the order of ``problem.operand_names``."""
     if 0 in problem.out_shape:
@@ -36,7 +39,7 @@ def bind(
 
 def _equally_varying(operands: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Inside shard_map, mark all operands as varying over the axes that any varies over."""
-    varying = [getattr(jax.typeof(v), "vma", frozenset()) for v in operands]
+    varying = [jax.typeof(v).manual_axis_type.varying for v in operands]
     everywhere = frozenset().union(*varying)
     return tuple(
         jax.lax.pcast(v, tuple(everywhere - axes), to="varying") if everywhere - axes else v
@@ -64,14 +67,14 @@ def _abstract_eval(x: Any, *_: Any, problem: Problem, **__: Any) -> Any:
 def _lower_reference(
     ctx: Any, *operands: Any, problem: Problem, implementation: str | None, plan: str | None
 ) -> Any:
-    (platform,) = ctx.platforms or ctx.module_context.platforms
+    platforms = tuple(ctx.platforms or ctx.module_context.platforms)
     if implementation == "cudnn" or plan is not None:
         asked = "implementation='cudnn'" if plan is None else f"plan={plan!r}"
         raise _native.EngineUnavailableError(
-            f"{asked} was asked for, but this computation is lowered for {platform}, where cuDNN "
-            "doesn't run. Put the arrays on a CUDA device, or use implementation=None."
+            f"{asked} was asked for, but this computation is lowered for {', '.join(platforms)}, "
+            "where cuDNN doesn't run. Put the arrays on a CUDA device, or use implementation=None."
         )
-    convolve = functools.partial(_reference.convolve, problem, native_conv=platform == "cpu")
+    convolve = functools.partial(_reference.convolve, problem, native_conv=platforms == ("cpu",))
     return mlir.lower_fun(convolve, multiple_results=False)(ctx, *operands)
 
 
@@ -82,6 +85,11 @@ def _lower_cuda(
         convolve = functools.partial(_reference.convolve, problem, native_conv=False)
         return mlir.lower_fun(convolve, multiple_results=False)(ctx, *operands)
     _native.extension()
+    if not all(map(is_int, problem.x_shape)):
+        raise ValueError(
+            f"x has the symbolic shape {problem.x_shape}, but a plan of cuDNN is for one shape; "
+            "export for CUDA with a fixed batch, or with implementation='reference'."
+        )
     call = jax.ffi.ffi_lowering(_native.TARGET)
     return call(
         ctx,
@@ -116,12 +124,11 @@ def _batch(
             v = jnp.broadcast_to(v[None], (size, *v.shape))
         else:
             v = jnp.moveaxis(v, axis, 0)
-        return v.reshape(-1, *v.shape[2:])
+        return v.reshape(size * v.shape[1], *v.shape[2:])
 
     folded = tuple(fold(v, a) if n in ("x", "r") else v for n, (v, a) in named.items())
-    wide = dataclasses.replace(problem, x_shape=folded[0].shape)
-    out = bind(wide, folded, **params)
-    return out.reshape(size, -1, *out.shape[1:]), 0
+    out = bind(problem.with_batch(folded[0].shape[0]), folded, **params)
+    return out.reshape(size, *problem.out_shape), 0
 
 
 batching.primitive_batchers[conv_p] = _batch

@@ -1,4 +1,4 @@
-"""Float to int8 and back: `QTensor`, `quantize`, `dequantize`, and checks of scales."""
+"""Float to int8 and back: `QTensor`, `quantize`, `dequantize`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qconv._spec import padded_channels
-
-INTEGER_OP_GRADIENT = (
-    "{op} works on integers and has no gradient. Train the float model and quantise it "
-    "afterwards, or put jax.lax.stop_gradient around the inputs that need no gradient."
+from jax_qconv._arrays import (
+    as_array,
+    check_scale,
+    is_concrete,
+    pad_channels,
+    reciprocal,
+    undifferentiable,
 )
+from jax_qconv._spec import is_int, padded_channels
 
 
 @jax.tree_util.register_dataclass
@@ -75,62 +78,10 @@ class QTensor:
 
 
 def _show(value: Any) -> str:
-    return f"{float(value):.6g}" if is_concrete(value) and np.ndim(value) == 0 else str(value)
-
-
-def is_concrete(value: Any) -> bool:
-    """Whether ``value`` can be read now, that is, isn't traced."""
-    return not isinstance(value, jax.core.Tracer)
-
-
-def check_scale(name: str, scale: Any, *, length: int | None = None) -> jax.Array:
-    """Return ``scale`` as float32, of shape [] or, where ``length`` is given, [length] too.
-
-    Raises:
-        TypeError: if it isn't a real number or float array.
-        ValueError: on another shape, or, when concrete, unless positive and finite.
-    """
-    try:
-        kind = jnp.result_type(scale)
-    except TypeError as error:
-        raise TypeError(f"{name} must be a number or a float array, got {scale!r}.") from error
-    if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
-        raise TypeError(f"{name} must be of a float dtype, got {kind}.")
-    shape = np.shape(scale)
-    allowed = [()] if length is None else [(), (length,)]
-    if shape not in allowed:
-        want = "a scalar" if length is None else f"a scalar or of shape [{length}]"
-        raise ValueError(f"{name} must be {want}, got shape {list(shape)}.")
-    if is_concrete(scale):
-        # As float32, because that is what is used: 1e-60 would be zero there.
-        values = np.asarray(scale, np.float32)
-        bad = ~(np.isfinite(values) & (values > 0))
-        if bad.any():
-            raise ValueError(
-                f"{name} must be positive and finite in float32, got {values[bad].flat[0]}."
-            )
-    return jnp.asarray(scale, jnp.float32)
-
-
-def reciprocal(scale: jax.Array) -> jax.Array:
-    """1 / scale ``[float32]``, through float64: float32 division isn't IEEE on every device."""
-    with jax.enable_x64(True):
-        return (1.0 / scale.astype(jnp.float64)).astype(jnp.float32)
-
-
-@jax.custom_jvp
-def _quantize(x: jax.Array, scale: jax.Array, zero_point: jax.Array | None) -> jax.Array:
-    y = jnp.round(x.astype(jnp.float32) * reciprocal(scale))
-    y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
-    if zero_point is not None:
-        # Exact where it matters: |y| < 2**24, or the sum saturates anyway.
-        y = y + zero_point.astype(jnp.float32)
-    return jnp.clip(y, -128, 127).astype(jnp.int8)
-
-
-@_quantize.defjvp
-def _quantize_jvp(primals: Any, tangents: Any) -> Any:
-    raise TypeError(INTEGER_OP_GRADIENT.format(op="quantize"))
+    readable = isinstance(value, float | np.generic | np.ndarray | jax.Array)
+    if readable and is_concrete(value) and np.ndim(value) == 0:
+        return f"{float(value):.6g}"
+    return str(value)
 
 
 def quantize(
@@ -153,10 +104,10 @@ def quantize(
         A `QTensor` with C logical channels.
 
     Raises:
-        TypeError: if ``x`` isn't float, has no dimension, or is differentiated.
-        ValueError: on a bad scale, zero point or channel count.
+        TypeError: if ``x`` isn't float, or is differentiated.
+        ValueError: if ``x`` has no axis; on a bad scale, zero point or channel count.
     """
-    x = jnp.asarray(x)
+    x = as_array("x", x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"x must be float32, bfloat16 or float16 to be quantised, got {x.dtype}; "
@@ -164,31 +115,31 @@ def quantize(
         )
     if x.ndim == 0:
         raise ValueError("x must have a channel axis (the last one), got a scalar.")
+    if not isinstance(pad, bool) and not is_int(pad):
+        raise TypeError(f"pad must be True, False or a channel count, got {pad!r}.")
     scale = check_scale("scale", scale)
     zero = None if zero_point is None else _check_zero_point(zero_point)
     channels = x.shape[-1]
     stored = padded_channels(channels) if pad is True else channels if pad is False else pad
     if stored < channels:
         raise ValueError(f"pad={pad} stores fewer channels than the {channels} of x.")
-    values = pad_channels(_quantize(x, scale, zero), stored)
-    return QTensor(values, scale, zero, channels)
+    x32 = undifferentiable(jnp.asarray(x).astype(jnp.float32), "quantize")
+    y = jnp.round(x32 * reciprocal(undifferentiable(scale, "quantize")))
+    y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
+    if zero is not None:
+        # Exact where it matters: |y| < 2**24, or the sum saturates anyway.
+        y = y + zero.astype(jnp.float32)
+    values = jnp.clip(y, -128, 127).astype(jnp.int8)
+    return QTensor(pad_channels(values, stored), scale, zero, channels)
 
 
 def _check_zero_point(zero_point: Any) -> jax.Array:
-    if not jnp.issubdtype(jnp.result_type(zero_point), jnp.integer) or np.shape(zero_point):
+    zero_point = as_array("zero_point", zero_point)
+    if not jnp.issubdtype(zero_point.dtype, jnp.integer) or zero_point.shape:
         raise TypeError(f"zero_point must be an integer scalar or None, got {zero_point!r}.")
     if is_concrete(zero_point) and not -128 <= int(zero_point) <= 127:
         raise ValueError(f"zero_point must lie in [-128, 127], got {int(zero_point)}.")
     return jnp.asarray(zero_point, jnp.int32)
-
-
-def pad_channels(values: jax.Array, stored: int) -> jax.Array:
-    """Zero-pad or slice the last axis to ``stored`` elements; no operation if equal."""
-    if values.shape[-1] > stored:
-        return values[..., :stored]
-    if values.shape[-1] == stored:
-        return values
-    return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, stored - values.shape[-1])])
 
 
 def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
@@ -200,8 +151,18 @@ def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
 
     Returns:
         ``[..., channels; dtype]``.
+
+    Raises:
+        TypeError: if ``q`` isn't a `QTensor` of int8 values, or ``dtype`` isn't a float one.
     """
-    values = q.unpadded().astype(jnp.int32)
+    if not isinstance(q, QTensor):
+        raise TypeError(f"q must be a QTensor, got {type(q).__name__}.")
+    values = jnp.asarray(as_array("q.values", q.unpadded()))
+    if values.dtype != jnp.int8 or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"dequantize takes int8 values to a float dtype, got {values.dtype} to {dtype}."
+        )
+    steps = values.astype(jnp.int32)
     if q.zero_point is not None:
-        values = values - q.zero_point
-    return (values.astype(jnp.float32) * q.scale).astype(dtype)
+        steps = steps - jnp.asarray(q.zero_point, jnp.int32)
+    return (steps.astype(jnp.float32) * jnp.asarray(q.scale, jnp.float32)).astype(dtype)

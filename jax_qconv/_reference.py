@@ -5,11 +5,13 @@ It reads the same packed bytes as the GPU kernels and returns the same bytes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qconv._spec import Problem
+from jax_qconv._spec import Problem, is_int
 
 
 def convolve(problem: Problem, *operands: jax.Array, native_conv: bool) -> jax.Array:
@@ -25,6 +27,10 @@ def convolve(problem: Problem, *operands: jax.Array, native_conv: bool) -> jax.A
         ``[N, P, Q, K; problem.out_dtype]``, channels as stored.
     """
     values = dict(zip(problem.operand_names, operands, strict=True))
+    # Where pixels are few, the transposition that the convolution needs costs more than it saves.
+    n, p, q, k = problem.out_shape
+    pointwise = problem.w_shape[1:3] == (1, 1)
+    native_conv = native_conv and not pointwise and not (is_int(n) and n * p * q < k)
     accumulate = _accumulate_conv if native_conv else _accumulate_dots
     acc = accumulate(problem, values.pop("x"), values.pop("w"))
     return epilogue(problem, acc, **values)
@@ -55,9 +61,9 @@ def _transpose_opaquely(w: jax.Array) -> jax.Array:
     """
     k, r, s, c = w.shape
     once = (w[0, 0, 0, 0].astype(jnp.int32) < 1000).astype(jnp.int32)
-    return jax.lax.fori_loop(
-        0, once, lambda _, __: w.transpose(1, 2, 3, 0), jnp.zeros((r, s, c, k), jnp.int8)
-    )
+    # A zero like w, so that it varies over the same axes inside shard_map.
+    start = jax.lax.full_like(w, 0, shape=(r, s, c, k))
+    return jax.lax.fori_loop(0, once, lambda _, __: w.transpose(1, 2, 3, 0), start)
 
 
 def _accumulate_dots(problem: Problem, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -85,12 +91,12 @@ def epilogue(
     problem: Problem,
     acc: jax.Array,
     *,
-    m: jax.Array | None = None,
-    b: jax.Array | None = None,
-    r: jax.Array | None = None,
-    m_r: jax.Array | None = None,
-    lower: jax.Array | None = None,
-    upper: jax.Array | None = None,
+    m: Any = None,
+    b: Any = None,
+    r: Any = None,
+    m_r: Any = None,
+    lower: Any = None,
+    upper: Any = None,
 ) -> jax.Array:
     """act(fma(r, m_r, fma(float32(acc), m, b))), rounded to the output dtype.
 

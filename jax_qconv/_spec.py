@@ -9,7 +9,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 FORMAT_VERSION = 1
 """Version of the packed format; a pack of a newer one is refused."""
@@ -45,27 +45,42 @@ class Activation:
     upper: float = math.inf
     slope: float = 0.0
 
+    def __post_init__(self) -> None:
+        kinds = ("none", "relu", "clip", "leaky_relu")
+        if self.kind not in kinds:
+            raise ValueError(f"activation kind {self.kind!r} is not known; use one of {kinds}.")
+        for name in ("lower", "upper", "slope"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real):
+                raise TypeError(
+                    f"{name} of an activation must be a Python number, got {value!r}: it is "
+                    "compiled in, only scales are data."
+                )
+            object.__setattr__(self, name, float(value))
+        if not self.lower < self.upper:
+            raise ValueError(f"clip needs lower < upper, got {self.lower} and {self.upper}.")
+        if not 0 <= self.slope <= 2.0**126:
+            raise ValueError(f"leaky_relu needs a finite slope >= 0, got {self.slope}.")
+
     @classmethod
     def clip(cls, lower: float, upper: float) -> Activation:
         """``min(max(y, lower), upper)``, bounds in real units.
 
         Raises:
+            TypeError: unless both are Python numbers.
             ValueError: unless ``lower < upper`` (NaN is refused too).
         """
-        if not lower < upper:
-            raise ValueError(f"clip needs lower < upper, got lower={lower}, upper={upper}.")
-        return cls("clip", lower=float(lower), upper=float(upper))
+        return cls("clip", lower=lower, upper=upper)
 
     @classmethod
     def leaky_relu(cls, slope: float = 0.01) -> Activation:
         """``y if y > 0 else y * slope``.
 
         Raises:
-            ValueError: unless ``slope`` is finite and not negative.
+            TypeError: unless ``slope`` is a Python number.
+            ValueError: unless it is finite and not negative.
         """
-        if not (math.isfinite(slope) and slope >= 0):
-            raise ValueError(f"leaky_relu needs a finite slope >= 0, got {slope}.")
-        return cls("leaky_relu", slope=float(slope))
+        return cls("leaky_relu", slope=slope)
 
 
 ACTIVATIONS = {
@@ -94,19 +109,25 @@ def as_activation(activation: Activation | str | None) -> Activation:
 def as_out_dtype(out_dtype: Any) -> str:
     """Normalise the ``out_dtype`` argument to one of `OUT_DTYPES`."""
     name = getattr(out_dtype, "name", None) or getattr(out_dtype, "__name__", None) or out_dtype
-    if name in OUT_DTYPES:
-        return str(name)
+    if isinstance(name, str) and name in OUT_DTYPES:
+        return name
     raise ValueError(f"out_dtype={out_dtype!r} is not supported; use one of {list(OUT_DTYPES)}.")
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> TypeGuard[int]:
+    """Whether ``value`` is an integer of Python or numpy, and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_pair(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether ``value`` is a sequence of two, and no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 2
 
 
 def as_pair(name: str, value: int | Sequence[int], *, minimum: int) -> tuple[int, int]:
     """Normalise an int or a pair of ints (height, width), each at least ``minimum``."""
-    pair = (value, value) if _is_int(value) else value
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_is_int(v) for v in pair):
+    pair = (value, value) if is_int(value) else value
+    if not is_pair(pair) or not all(is_int(v) for v in pair):
         raise TypeError(f"{name} must be an int or a pair of ints (height, width), got {value!r}.")
     if min(pair) < minimum:
         raise ValueError(f"{name} must be at least {minimum} in each dimension, got {value!r}.")
@@ -122,8 +143,8 @@ def as_padding(padding: str | int | Sequence[Any]) -> Padding:
             f"padding={padding!r} is not known; use 'SAME', 'VALID', an int, a pair of ints or "
             "a pair of (before, after) pairs."
         )
-    sides = (padding, padding) if _is_int(padding) else padding
-    if not isinstance(sides, Sequence) or len(sides) != 2:
+    sides = (padding, padding) if is_int(padding) else padding
+    if not is_pair(sides):
         raise TypeError(
             "padding must be 'SAME', 'VALID', an int, a pair of ints (height, width) or a pair "
             f"of (before, after) pairs, got {padding!r}."
@@ -230,22 +251,35 @@ class Problem:
             slope=activation.slope,
             residual=residual,
         )
-        for axis, size, kernel, pad, dil in zip(
-            ("height", "width"), (h, w), (r, s), pads, dilation, strict=True
-        ):
-            extent = (kernel - 1) * dil + 1
+        problem.check()
+        return problem
+
+    def with_batch(self, n: int) -> Problem:
+        """The same convolution of another batch, checked as `make` does."""
+        problem = dataclasses.replace(self, x_shape=(n, *self.x_shape[1:]))
+        problem.check()
+        return problem
+
+    def check(self) -> None:
+        """Raise ValueError where the kernel doesn't fit or a tensor is too large."""
+        for axis in range(2):
+            size, kernel = self.x_shape[1 + axis], self.w_shape[1 + axis]
+            pad, dilation = self.padding[axis], self.dilation[axis]
+            extent = (kernel - 1) * dilation + 1
             if extent > size + sum(pad):
                 raise ValueError(
-                    f"kernel {axis} {kernel} with dilation {dil} spans {extent} elements, more "
-                    f"than the padded input's {size} + {pad[0]} + {pad[1]}; enlarge padding or x."
+                    f"kernel {('height', 'width')[axis]} {kernel} with dilation {dilation} spans "
+                    f"{extent} elements, more than the padded input's {size} + {pad[0]} + "
+                    f"{pad[1]}; enlarge padding or x."
                 )
-        for name, shape in (("x", x_shape), ("weight", w_shape), ("output", problem.out_shape)):
-            if math.prod(shape) > MAX_ELEMENTS:
+        tensors = {"x": self.x_shape, "weight": self.w_shape, "output": self.out_shape}
+        for name, shape in tensors.items():
+            # A symbolic batch (jax.export) has no number to compare.
+            if all(map(is_int, shape)) and math.prod(shape) > MAX_ELEMENTS:
                 raise ValueError(
                     f"{name} of shape {tuple(shape)} has {math.prod(shape)} elements, more than "
                     f"2**31 - 1; split the batch."
                 )
-        return problem
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:

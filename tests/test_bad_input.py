@@ -55,8 +55,6 @@ X = [
             "x must have 4 axes (N, H, W, C)", "[1, 2, 5, 5, 6]"),
     refused("float", lambda g: qconv(g.x.astype(np.float32), g.int8), TypeError,
             "x must be int8", "float32", "quantize(x, scale)"),
-    refused("bfloat16", lambda g: qconv(QTensor(jnp.asarray(g.x, jnp.bfloat16), 0.5), g.packed),
-            TypeError, "x must be int8", "bfloat16", "quantize(x, scale)"),
     refused("uint8", lambda g: qconv(g.x.astype(np.uint8), g.int8), TypeError,
             "x must be int8", "uint8"),
     refused("list", lambda g: qconv(g.x.tolist(), g.int8), TypeError, "x must be int8", "int32"),
@@ -64,7 +62,6 @@ X = [
             "x has 5 channels", "weights for 6"),
     refused("channels-bare", lambda g: qconv(g.x[..., :5], g.int8), ValueError,
             "x has 5 channels", "weights for 6"),
-    refused("no-channels", lambda g: qconv(g.x[..., :0], g.int8), ValueError, "x has 0 channels"),
     refused("zero-point", lambda g: qconv(QTensor(g.x, 0.5, 0), g.packed), ValueError,
             "x has a zero_point", "zero_point=None"),
     refused("scale-unknown", lambda g: qconv(g.x, g.packed), TypeError,
@@ -92,7 +89,6 @@ GEOMETRY = [
             "strides must be at least 1", "-2"),
     refused("stride-bool", lambda g: repack(g, strides=True), TypeError, "strides", "True"),
     refused("stride-float", lambda g: repack(g, strides=(1.0, 1.0)), TypeError, "strides", "1.0"),
-    refused("stride-array", lambda g: repack(g, strides=np.array([1, 1])), TypeError, "strides"),
     refused("stride-traced", lambda g: jax.jit(lambda s: repack(g, strides=s))(1), TypeError,
             "strides must be an int"),
     refused("dilation-zero", lambda g: repack(g, dilation=0), ValueError,
@@ -117,8 +113,6 @@ WEIGHT = [
             "weight must have 4 axes (HWIO)", "[3, 6, 7]"),
     refused("weight-dtype", lambda g: prepack(g.w.astype(np.int32)), TypeError,
             "weight must be of a float dtype or int8", "int32"),
-    refused("weight-complex", lambda g: prepack(g.w.astype(np.complex64)), TypeError,
-            "weight must be of a float dtype or int8", "complex64"),
     refused("weight-empty", lambda g: prepack(g.w[..., :0]), ValueError,
             "weight must not be empty", "[3, 3, 6, 0]"),
     refused("int8-without-scale", lambda g: prepack(g.w.astype(np.int8)), ValueError,
@@ -132,8 +126,6 @@ WEIGHT = [
             "Split the input channels"),
     refused("bias-shape", lambda g: prepack(g.w, g.b[:6]), ValueError,
             "bias must be of shape [7]", "[6]"),
-    refused("bias-scalar", lambda g: prepack(g.w, 1.0), ValueError,
-            "bias must be of shape [7]", "[]"),
     refused("bias-integer", lambda g: prepack(g.w, [1] * 7), TypeError,
             "bias must be of a float dtype", "int32", "real units"),
 ]  # fmt: skip
@@ -166,6 +158,9 @@ PACK = [
             "without a residual_scale", "residual was given", "Bind it again"),
     refused("residual-missing", lambda g: qconv(g.q, g.with_residual), ValueError,
             "with a residual_scale", "no residual was given", "Bind it again"),
+    refused("cast",
+            lambda g: qconv(g.q, jax.tree.map(lambda v: v.astype(jnp.bfloat16), g.packed)),
+            TypeError, "packed.weight must be int8", "bfloat16", "must not be cast"),
     refused("bind-int32", lambda g: g.packed.bind(x_scale=0.5, out_dtype="int32"), ValueError,
             "out_dtype='int32'", "nothing to bind", "unbound pack"),
 ]  # fmt: skip
@@ -192,16 +187,12 @@ EPILOGUE = [
             "a residual was given and activation is 'relu'", "out_dtype='float32'"),
     refused("int32-scale", lambda g: qconv(g.q, g.packed, out_dtype="int32", out_scale=1.0),
             ValueError, "out_scale goes with an int8 output only", "int32"),
-    refused("float-scale", lambda g: qconv(g.q, g.packed, out_dtype="float16", out_scale=1.0),
-            ValueError, "out_scale goes with an int8 output only", "float16"),
     refused("int8-without-scale", lambda g: qconv(g.q, g.packed, out_dtype="int8"), ValueError,
             "out_dtype='int8' needs out_scale"),
     refused("out-dtype", lambda g: qconv(g.q, g.packed, out_dtype="int16"), ValueError,
             "out_dtype='int16'", "'int8', 'int32', 'float32', 'bfloat16', 'float16'"),
     refused("activation", lambda g: qconv(g.q, g.packed, activation="gelu"), ValueError,
             "activation='gelu'", "'leaky_relu', 'none', 'relu', 'relu6'", "Activation.clip"),
-    refused("activation-function", lambda g: qconv(g.q, g.packed, activation=jax.nn.relu),
-            ValueError, "activation=", "'relu'"),
     refused("implementation", lambda g: qconv(g.q, g.packed, implementation="xla"), ValueError,
             "implementation='xla'", "'cudnn', 'reference'"),
     refused("plan-of-reference",
@@ -236,7 +227,7 @@ TO_FIX = [
             lambda g: qconv(g.q, g.packed, activation=Activation("leaky_relu", slope=np.nan)),
             ValueError, "slope", "nan"),
     refused("slope-too-large", lambda g: Activation.leaky_relu(1e60), ValueError, "slope", "1e+60"),
-    refused("scale-without-reciprocal", lambda g: quantize(g.w, 1e-40), ValueError, "scale"),
+    refused("scale-subnormal", lambda g: quantize(g.w, 1e-40), ValueError, "scale"),
     refused("elements-under-vmap",
             lambda g: jax.eval_shape(jax.vmap(lambda x: qconv(QTensor(x, 0.5), g.packed)),
                                      shaped(2**10, 2**8, 32, 32, 6)), ValueError, "2**31 - 1"),
@@ -247,11 +238,8 @@ TO_FIX = [
     # Refused in words of someone else, which don't name the argument.
     refused("x-none", lambda g: qconv(None, g.int8), TypeError, "x must be", "None"),
     refused("x-scalar", lambda g: qconv(QTensor(np.int8(1), 0.5), g.packed), ValueError, "4 axes"),
-    refused("weight-none", lambda g: prepack(None), TypeError, "weight must be"),
     refused("quantize-twice", lambda g: quantize(g.q, 0.5), TypeError, "x must be", "QTensor"),
     refused("dequantize-array", lambda g: dequantize(g.x), TypeError, "QTensor"),
-    refused("residual-none-inside", lambda g: qconv(g.q, g.packed, residual=QTensor(None, 0.5)),
-            TypeError, "residual must"),
     refused("residual-without-scale", lambda g: qconv(g.q, g.packed, residual=QTensor(g.r, None)),
             TypeError, "residual", "scale"),
     refused("scale-none", lambda g: g.packed.bind(x_scale=None), TypeError,
@@ -259,24 +247,15 @@ TO_FIX = [
     refused("scale-too-large", lambda g: quantize(g.w, 1e60), ValueError, "scale must be positive"),
     refused("bound-scale-text", lambda g: qconv(QTensor(g.x, "big"), g.float), TypeError,
             "x's scale must be a number"),
-    refused("zero-point-text", lambda g: quantize(g.w, 0.5, zero_point="1"), TypeError,
-            "zero_point must be an integer scalar"),
     refused("pad-float", lambda g: quantize(g.w, 0.5, pad=8.0), TypeError, "pad", "8.0"),
-    refused("pad-to-text", lambda g: repack(g, pad_to="ab"), TypeError, "pad_to", "'ab'"),
-    refused("layout-list", lambda g: repack(g, layout=["HWIO"]), ValueError, "layout=['HWIO']"),
-    refused("plan-list", lambda g: qconv(g.q, g.packed, plan=["cudnn"]), TypeError, "plan"),
     refused("clip-traced", lambda g: jax.jit(lambda b: Activation.clip(0, b).upper)(6.0),
             TypeError, "upper", "clip needs"),
     refused("packs-stacked", lambda g: qconv(g.q, jax.tree.map(lambda *v: jnp.stack(v), g.packed,
                                                                g.packed)), ValueError, "packed"),
-    refused("pack-of-floats",
-            lambda g: qconv(g.q, dataclasses.replace(g.packed, weight=g.packed.weight * 1.0)),
-            TypeError, "packed", "float32"),
     refused("pack-with-less-channels",
             lambda g: qconv(g.q, dataclasses.replace(g.packed, weight=g.packed.weight[:4])),
             ValueError, "packed"),
 ]  # fmt: skip
-
 
 REFUSED = [*X, *GEOMETRY, *WEIGHT, *PACK, *EPILOGUE, *QUANTIZE]
 WHERE = {"eager": lambda call: call(), "tracing": jax.eval_shape}
@@ -303,7 +282,7 @@ def test_to_fix(good, call, error, fragments):
 # Who takes a scale, by the name it must be refused with.
 SCALED = {
     "x_scale": lambda g, s: qconv(QTensor(g.x, s), g.packed),
-    "x_scale ": lambda g, s: g.packed.bind(x_scale=s),
+    "x_scale-bound": lambda g, s: g.packed.bind(x_scale=s),
     "out_scale": lambda g, s: qconv(g.q, g.packed, out_scale=s),
     "residual_scale": lambda g, s: qconv(g.q, g.packed, residual=QTensor(g.r, s)),
     "weight_scale": lambda g, s: prepack(g.w.astype(np.int8), weight_scale=s),
@@ -327,7 +306,7 @@ BAD_SCALES = {
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.parametrize("where", WHERE)
 def test_bad_scales_are_refused_by_name(good, where, name, scale, error, fragment):
-    with pytest.raises(error, match=f"^{name.strip()} ") as caught:
+    with pytest.raises(error, match=f"^{name.split('-')[0]} ") as caught:
         WHERE[where](lambda: SCALED[name](good, scale))
     assert fragment in str(caught.value)
 
@@ -352,10 +331,21 @@ def test_a_scale_may_be_any_number(good, scale, x64):
     np.testing.assert_array_equal(found.unpadded(), expected.unpadded())
 
 
+@pytest.mark.xfail(strict=True)
+def test_the_type_of_a_scale_does_not_change_real_values(good):
+    expected = dequantize(QTensor(good.x, np.float32(0.1)))
+    with jax.enable_x64(True):
+        for scale in (0.1, np.float64(0.1), np.array(0.1), jnp.float32(0.1)):
+            np.testing.assert_array_equal(dequantize(QTensor(good.x, scale)), expected)
+
+
 @pytest.mark.parametrize("form", ["float64", "jax", "list"])
 def test_weights_and_bias_may_come_in_any_form(good, form):
-    convert = {"float64": np.float64, "jax": jnp.asarray, "list": np.ndarray.tolist}[form]
-    convert = np.vectorize(convert) if form == "float64" else convert
+    convert = {
+        "float64": lambda v: v.astype(np.float64),
+        "jax": jnp.asarray,
+        "list": np.ndarray.tolist,
+    }[form]
     packed = prepack(convert(good.w), convert(good.b)).bind(x_scale=0.5)
     np.testing.assert_array_equal(qconv(good.q, packed), good.out)
 
@@ -391,12 +381,11 @@ def test_weights_that_are_no_numbers_are_refused(good, bad, per_channel):
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
-@pytest.mark.parametrize("out_dtype", ["int8", "int32", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("out_dtype", "residual"),
+    [("int8", True), ("int8", False), ("float32", True), ("bfloat16", False), ("int32", False)],
+)
 def test_an_empty_batch_gives_an_empty_output(good, out_dtype, residual, jit):
-    if out_dtype == "int32" and residual:
-        pytest.skip("an int32 output has no residual")
-
     def call(x, r):
         return qconv(
             QTensor(x, 0.5),

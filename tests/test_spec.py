@@ -195,28 +195,22 @@ def test_operands_follow_from_the_epilogue(changes, names):
     assert Problem.make(**ANY_CASE | changes).operand_names == tuple(names.split())
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"x_shape": (2, 8, 8, 4)},
-        {"w_shape": (8, 3, 3, 4)},
-        {"strides": (1, 2)},
-        {"padding": ((0, 0), (0, 1))},
-        {"dilation": (2, 1)},
-        {"groups": 2},
-        {"out_dtype": "float32"},
-        {"activation": "relu"},
-        {"slope": 0.5},
-        {"residual": True},
-    ],
-)
-def test_the_text_of_a_problem_tells_all_of_it(change):
+CHANGES = {
+    "x_shape": (2, 8, 8, 4),
+    "w_shape": (8, 3, 3, 4),
+    "strides": (1, 2),
+    "padding": ((0, 0), (0, 1)),
+    "dilation": (2, 1),
+    "groups": 2,
+    "out_dtype": "float32",
+    "activation": "relu",
+    "slope": 0.5,
+    "residual": True,
+}
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Problem), ids=lambda field: field.name)
+def test_the_text_of_a_problem_tells_all_of_it(field):
     problem = Problem.make(**ANY_CASE)
-    other = dataclasses.replace(problem, **change)
+    other = dataclasses.replace(problem, **{field.name: CHANGES[field.name]})
     assert str(other) != str(problem)
-    assert str(dataclasses.replace(other)) == str(other)
-    assert change.keys() <= {field.name for field in dataclasses.fields(Problem)}
-
-
-def test_no_field_of_a_problem_is_left_out_above():
-    assert len(dataclasses.fields(Problem)) == 10

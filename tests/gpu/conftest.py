@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
     """Mark everything here; skip it without a GPU, unless that is forbidden."""
     ours = [item for item in items if HERE in pathlib.Path(item.fspath).parents]
     for item in ours:
-        item.add_marker("gpu")
+        item.add_marker(pytest.mark.gpu)
     if not ours or _gpus():
         return
     if os.environ.get("JAX_QCONV_REQUIRE_GPU") == "1":

@@ -1,0 +1,178 @@
+"""The systems that are compared: each says how it computes a layer, on which data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench.roofline import out_shape
+from layers import Layer
+
+import jax_qconv
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One way to compute a layer.
+
+    Attributes:
+        call: (shared, x, weights, residual or None) to the output.
+        shared: what all calls have in common, such as scales and bias; a pytree.
+        own: x, weights and residual or None, of which each call is to have a copy of its own.
+        target: how the name of the custom call begins that a GPU makes of each call.
+        graph: whether XLA may put all calls into CUDA graphs, convolutions included, or none.
+    """
+
+    call: Callable[..., jax.Array]
+    shared: Any
+    own: tuple[jax.Array, jax.Array, jax.Array | None]
+    target: str
+    graph: bool = True
+
+    @property
+    def output(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an output."""
+        return jax.eval_shape(self.call, self.shared, *self.own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A layer in int8 on random data, whose outputs spread over the int8 range.
+
+    Attributes:
+        layer: what it computes.
+        x: ``[N, H, W, C; int8]``, channels as stored.
+        packed: the weights, bound.
+        residual: ``[N, P, Q, K; int8]``, or None.
+    """
+
+    layer: Layer
+    x: jax.Array
+    packed: jax_qconv.PackedConv
+    residual: jax.Array | None
+
+    @classmethod
+    def make(cls, layer: Layer, batch: int) -> Data:
+        """The data of a layer; the same in every run."""
+        rng = np.random.default_rng(0)
+
+        def int8(shape: tuple[int, ...]) -> np.ndarray:
+            return np.frombuffer(rng.bytes(math.prod(shape)), np.int8).reshape(shape)
+
+        taps = layer.r, layer.s, layer.c
+        # Standard deviation of a sum of products of uniform int8 numbers.
+        step = 2**14 / 3 * math.sqrt(math.prod(taps)) / 50
+        packed = jax_qconv.prepack(
+            int8((layer.k, *taps)),
+            rng.normal(0, 10 * step, layer.k).astype(np.float32),
+            weight_scale=rng.uniform(0.5, 2, layer.k).astype(np.float32),
+            layout="OHWI",
+            strides=layer.stride,
+            padding=layer.padding,
+        ).bind(
+            x_scale=1.0,
+            out_scale=step,
+            residual_scale=step / 2 if layer.residual else None,
+            activation="relu" if layer.relu else None,
+        )
+        stored, _ = packed.stored_channels
+        x = jnp.asarray(int8((batch, layer.h, layer.w, stored)))
+        residual = jnp.asarray(int8(out_shape(layer, batch))) if layer.residual else None
+        return cls(layer, x, packed, residual)
+
+
+def int8(data: Data) -> System:
+    """This package, int8 to int8: bias, residual and ReLU are part of the call."""
+    own = data.x, data.packed.weight, data.residual
+    return System(_qconv, data.packed, own, target="jax_qconv.conv")
+
+
+def _qconv(packed: Any, x: Any, weight: Any, residual: Any, **engine: Any) -> jax.Array:
+    packed = dataclasses.replace(packed, weight=weight)
+    if residual is not None:
+        residual = jax_qconv.QTensor(residual, packed.binding.residual_scale)
+    return jax_qconv.qconv(x, packed, residual=residual, **engine).values
+
+
+def bf16(data: Data, *, graph: bool) -> System:
+    """JAX's convolution in bfloat16 of the same integers, the rest as a user would write it."""
+    layer = data.layer
+    x, weight, bias, residual = (
+        None if v is None else v.astype(jnp.bfloat16) for v in (*_unpadded(data), data.residual)
+    )
+
+    def call(bias: Any, x: Any, weight: Any, residual: Any) -> jax.Array:
+        y = _convolve(layer, x, weight) + bias[None, None, None]
+        if residual is not None:
+            y = y + residual
+        return jax.nn.relu(y) if layer.relu else y
+
+    return System(call, bias, (x, weight, residual), target="__cudnn$conv", graph=graph)
+
+
+def xla_int8(data: Data) -> System:
+    """JAX's own int8 convolution, with the same epilogue in jax.numpy."""
+    layer = data.layer
+    x, weight, _ = _unpadded(data)
+
+    def call(constants: Any, x: Any, weight: Any, residual: Any) -> jax.Array:
+        acc = _convolve(layer, x, weight, preferred_element_type=jnp.int32)
+        m, b = (v[None, None, None, : layer.k] for v in (constants.m, constants.b))
+        y = acc.astype(jnp.float32) * m + b
+        if residual is not None:
+            y = y + residual.astype(jnp.float32) * constants.m_r
+        if layer.relu:
+            y = jax.nn.relu(y)
+        return jnp.clip(jnp.round(y), -128, 127).astype(jnp.int8)
+
+    constants = data.packed.binding.constants
+    return System(call, constants, (x, weight, data.residual), target="__cudnn$conv")
+
+
+def _unpadded(data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x, weights (OHWI) and bias without padded channels."""
+    weight, _, bias = jax_qconv.unpack(data.packed, layout="OHWI")
+    return data.x[..., : data.layer.c], weight, bias
+
+
+def _convolve(layer: Layer, x: Any, weight: Any, **kwargs: Any) -> jax.Array:
+    # OHWI, because XLA transposes HWIO weights in each call.
+    return jax.lax.conv_general_dilated(
+        x,
+        weight,
+        window_strides=(layer.stride, layer.stride),
+        padding=layer.padding,
+        dimension_numbers=("NHWC", "OHWI", "NHWC"),
+        **kwargs,
+    )
+
+
+def count_wrong(system: System, outs: list[jax.Array]) -> int:
+    """Elements in several outputs of the int8 system that differ from the reference's."""
+    first, *others = outs
+    # Image by image, so that the reference is compiled once for all batch sizes.
+    images = range(first.shape[0])
+    wrong = [_wrong_in_image(system.shared, system.own, first, image) for image in images]
+    wrong += [_differences(system.shared, other, first) for other in others]
+    return sum(map(int, wrong))
+
+
+@functools.partial(jax.jit, compiler_options={"xla_gpu_autotune_level": 0})
+def _wrong_in_image(packed: Any, own: Any, out: jax.Array, image: Any) -> jax.Array:
+    x, weight, residual = own
+    x, residual, out = jax.tree.map(
+        lambda batch: jax.lax.dynamic_slice_in_dim(batch, image, 1), (x, residual, out)
+    )
+    want = _qconv(packed, x, weight, residual, implementation="reference")
+    return _differences(packed, out, want)
+
+
+@jax.jit
+def _differences(packed: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a != b)[..., : packed.out_channels].sum()

@@ -1,0 +1,146 @@
+"""Device time of a call: many of them in one program, each on memory of its own."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from bench.systems import System
+
+ROUND_BYTES = 120e6
+"""What a round touches at least: twice the 60 MB of an H200's L2 cache."""
+
+MIN_CALLS = 16
+"""Of a round."""
+
+PROGRAM_SECONDS = 4e-3
+"""Of an execution, if calls take no longer than the caller says."""
+
+EXECUTIONS = 5
+"""In a row, of which the mean is taken."""
+
+REPEATS = 5
+"""Of that, by turns with the other systems."""
+
+GRAPH = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"
+"""What XLA puts into CUDA graphs: its default, and its own convolutions."""
+
+METHOD = f"""\
+us is the wall clock around {EXECUTIONS} executions of one XLA program over the number of calls in
+them: the least of {REPEATS} repeats, which take turns with those of the other systems; us_median is
+their median. A program is a loop of rounds (rounds) of calls (calls). Each call of a round has its
+own input, weights, residual and output, and a round touches {ROUND_BYTES / 1e6:.0f} MB or more,
+twice the L2 cache, so that none of them is found there; the data are random. The calls of a round
+run one after another in one CUDA graph, JAX's convolutions too, which XLA leaves out by default
+(xla_gpu_enable_command_buffer). Bias, residual and ReLU are part of every system. bf16_us is JAX in
+bfloat16, with a CUDA graph or without, whichever is faster (bf16_graph); its weights are OHWI, as
+XLA transposes HWIO ones in each call. xla_int8_us is JAX's own int8 convolution with the same
+epilogue in jax.numpy. roofline_us is the larger of operations over nominal int8 peak and bytes over
+nominal memory bandwidth, channels unpadded, everything read and written once. copy_gbps is what a
+kernel reached that reads and writes 2 GiB. exact: all elements of the outputs of all int8 calls of
+a round equal those of implementation='reference' on the same GPU."""
+
+
+class Program:
+    """A compiled loop of calls, with the memory it works on.
+
+    Attributes:
+        calls: of a round.
+        rounds: of an execution.
+        hlo: the optimised program.
+        outs: the outputs of the last round, one for each call.
+    """
+
+    def __init__(self, system: System, *, calls: int, rounds: int) -> None:
+        self.calls, self.rounds = calls, rounds
+        self.inputs = system.shared, [jax.tree.map(jnp.copy, system.own) for _ in range(calls)]
+        out = system.output
+        self.outs = [jnp.zeros(out.shape, out.dtype) for _ in range(calls)]
+        lowered = lower(system, rounds, self.outs, *self.inputs)
+        self.compiled = lowered.compile(compiler_options=compiler_options(system))
+        self.hlo = self.compiled.as_text()
+
+    @classmethod
+    def make(cls, system: System, *, least_us: float) -> Program:
+        """A program as `METHOD` has it, for calls that take ``least_us`` or more; it has run once.
+
+        Raises:
+            RuntimeError: if XLA merged calls or computes them without the kernel that is timed.
+        """
+        leaves = [*jax.tree.leaves(system.own), system.output]
+        nbytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        calls = max(math.ceil(ROUND_BYTES / nbytes), MIN_CALLS)
+        rounds = math.ceil(PROGRAM_SECONDS * 1e6 / (calls * least_us))
+        program = cls(system, calls=calls, rounds=rounds)
+        (device,) = program.outs[0].devices()
+        found = program.hlo.count(f'custom_call_target="{system.target}')
+        if device.platform == "gpu" and found != calls:
+            raise RuntimeError(f"{calls} calls became {found} of {system.target}.")
+        program.execute(1)
+        return program
+
+    def execute(self, times: int) -> float:
+        """Microseconds of a call, the mean of so many executions."""
+        start = time.perf_counter()
+        for _ in range(times):
+            self.outs = self.compiled(self.outs, *self.inputs)
+        jax.block_until_ready(self.outs)
+        return (time.perf_counter() - start) * 1e6 / (times * self.rounds * self.calls)
+
+
+def lower(system: System, rounds: int, outs: Any, shared: Any, sets: Any) -> jax.stages.Lowered:
+    """The program of a system; its outputs take the place of earlier ones, ``outs``."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def program(outs: Any, shared: Any, sets: Any) -> Any:
+        def one_round(index: Any, outs: Any) -> Any:
+            # Inputs that seem to depend on what was before keep XLA from moving calls out of the
+            # loop, and from merging their epilogues.
+            before, results = index, []
+            for own in sets:
+                own, _ = jax.lax.optimization_barrier((own, before))
+                results.append(system.call(shared, *own))
+                before = results[-1]
+            return results
+
+        return jax.lax.fori_loop(0, rounds, one_round, outs)
+
+    return program.lower(outs, shared, sets)
+
+
+def compiler_options(system: System) -> dict[str, Any]:
+    """Calls run one after another, in a CUDA graph or not."""
+    return {
+        "xla_gpu_enable_command_buffer": GRAPH if system.graph else "",
+        "xla_gpu_command_buffer_scheduling_mode": "SERIALIZE",
+    }
+
+
+def by_turns(programs: dict[str, Program]) -> dict[str, list[float]]:
+    """For each program the microseconds of a call in each repeat."""
+    for program in programs.values():
+        program.execute(1)
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(REPEATS):
+        for name, program in programs.items():
+            times[name].append(program.execute(EXECUTIONS))
+    return times
+
+
+def copy_gbps(nbytes: int = 2**31, times: int = 20) -> float:
+    """GB/s, read and written, of a kernel that passes over so many bytes."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def increment(values: jax.Array) -> jax.Array:
+        return values + jnp.uint32(1)
+
+    values = increment(jnp.zeros(nbytes // 4, jnp.uint32)).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(times):
+        values = increment(values)
+    values.block_until_ready()
+    return 2 * nbytes * times / (time.perf_counter() - start) / 1e9

@@ -1,0 +1,68 @@
+"""The README's Python runs, and the names and commands in it exist."""
+
+import pathlib
+import re
+import tomllib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_qconv
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+FIRST, *OTHERS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(*blocks):
+    """The variables after running the blocks one after the other."""
+    variables = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), variables)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def first():
+    return run(FIRST)
+
+
+def test_the_example_convolves(first):
+    convolution = jax.lax.conv_general_dilated(
+        first["x"], first["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    expected = np.maximum(convolution, 0)
+    error = jax_qconv.dequantize(first["y"]) - expected
+    assert jnp.linalg.norm(error) < 0.02 * jnp.linalg.norm(expected)
+
+
+def test_the_example_prints_what_its_comment_says(first):
+    (comment,) = re.findall(r"# (QTensor.*)", FIRST)
+    assert repr(first["y"]) == comment
+
+
+@pytest.mark.parametrize("block", OTHERS, ids=lambda block: block.splitlines()[0])
+def test_every_other_block_runs_after_the_first(block):
+    if "flax" in block:
+        pytest.importorskip("flax")
+    if '"cuda"' in block:
+        pytest.importorskip("jax_qconv._ext")
+    if "serialize" in block:
+        pytest.importorskip("flatbuffers")
+    run(FIRST, block)
+
+
+def test_shell_commands_name_extras_and_files_that_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+    named = {name for names in re.findall(r"'\.\[(.*?)\]'", commands) for name in names.split(",")}
+    assert named and named <= project["optional-dependencies"].keys()
+    files = re.findall(r"[\w/]+\.py\b", commands)
+    assert files and all((ROOT / file).is_file() for file in files)
+
+
+def test_relative_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
