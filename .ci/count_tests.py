@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 
 def main() -> int | str:
+    """Count, print, and say what is wrong, if anything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", help="file that pytest wrote")
     parser.add_argument("folder", help="such as tests/gpu")

@@ -1,5 +1,6 @@
 #include "conv_ffi.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -15,13 +16,14 @@ struct ConvState {
   static ffi::TypeInfo info;
 
   Problem problem;
+  std::vector<OperandSlot> slots;  // of the problem
   PlanName plan_name;
   bool pinned = false;
 
-  std::mutex mutex;  // of `plans` only; never held while building or launching
-  std::map<int32_t, std::shared_ptr<const Plan>> plans;  // by device
+  std::mutex mutex;                  // of `plans` only; never held while building or launching
+  std::map<int32_t, PlanPtr> plans;  // by device
 
-  std::shared_ptr<const Plan> Find(int32_t device) {
+  PlanPtr Find(int32_t device) {
     std::lock_guard<std::mutex> lock(mutex);
     const auto it = plans.find(device);
     return it == plans.end() ? nullptr : it->second;
@@ -37,7 +39,6 @@ const ffi::TypeInfo* ConvStateTypeInfo() { return &ConvState::info; }
 
 namespace {
 
-constexpr int64_t kSchema = 1;     // of the attributes; as in jax_qconv/_native.py
 constexpr size_t kAlignment = 16;  // that plans are built for
 
 ffi::DataType DataTypeOf(OutType type) {
@@ -56,50 +57,60 @@ ffi::DataType DataTypeOf(OutType type) {
   return ffi::DataType::INVALID;
 }
 
+// Checks type, shape and alignment; at instantiation there is no data, which counts as aligned.
 Error CheckBuffer(const char* name, const ffi::AnyBuffer& buffer, ffi::DataType type,
-                  int64_t elements, const Problem& problem) {
-  if (buffer.element_type() == type &&
-      static_cast<int64_t>(buffer.element_count()) == elements) {
-    return Error::Success();
+                  const std::vector<int64_t>& dims, const Problem& problem) {
+  const auto found = buffer.dimensions();
+  if (buffer.element_type() != type ||
+      !std::equal(dims.begin(), dims.end(), found.begin(), found.end())) {
+    const auto list = [](auto begin, auto end) {
+      std::string text;
+      for (; begin != end; ++begin) text += StrCat(text.empty() ? "" : ",", *begin);
+      return text;
+    };
+    return Error::InvalidArgument(
+        StrCat("jax_qconv: operand '", name, "' is ", buffer.element_type(), "[",
+               list(found.begin(), found.end()), "], but '", problem.text, "' needs ", type, "[",
+               list(dims.begin(), dims.end()), "]"));
   }
-  return Error::InvalidArgument(StrCat("jax_qconv: operand '", name, "' has ",
-                                       buffer.element_count(), " elements of ",
-                                       buffer.element_type(), ", but '", problem.text, "' needs ",
-                                       elements, " of ", type));
+  if (reinterpret_cast<uintptr_t>(buffer.untyped_data()) % kAlignment != 0) {
+    return Error::InvalidArgument(StrCat("jax_qconv: operand '", name, "' isn't aligned to ",
+                                         kAlignment, " bytes; copy it with jax.numpy.copy"));
+  }
+  return Error::Success();
 }
 
 // The buffers of a call in their places, checked against the problem.
-ErrorOr<Operands> Decode(const Problem& problem, ffi::RemainingArgs args,
+ErrorOr<Operands> Decode(const ConvState& state, ffi::RemainingArgs args,
                          ffi::RemainingRets results) {
-  const auto slots = InputSlots(problem);
-  if (args.size() != slots.size() || results.size() != 1) {
+  const Problem& problem = state.problem;
+  if (args.size() != state.slots.size() || results.size() != 1) {
     return Unexpected(Error::InvalidArgument(
-        StrCat("jax_qconv: got ", args.size(), " operands and ", results.size(),
-               " results, but '", problem.text, "' has ", slots.size(), " and 1")));
+        StrCat("jax_qconv: got ", args.size(), " operands and ", results.size(), " results, but '",
+               problem.text, "' has ", state.slots.size(), " and 1")));
   }
   Operands operands;
-  for (size_t i = 0; i < slots.size(); ++i) {
+  for (size_t i = 0; i < state.slots.size(); ++i) {
+    const OperandSlot& slot = state.slots[i];
     JQ_ASSIGN_OR_UNEXPECTED(const auto buffer, args.get<ffi::AnyBuffer>(i));
-    const auto type = slots[i].bytes_per_element == 1 ? ffi::DataType::S8 : ffi::DataType::F32;
-    JQ_RETURN_UNEXPECTED_IF_ERROR(
-        CheckBuffer(slots[i].name, buffer, type, slots[i].elements, problem));
-    operands.*slots[i].member = buffer.untyped_data();
+    const auto type = slot.bytes_per_element == 1 ? ffi::DataType::S8 : ffi::DataType::F32;
+    JQ_RETURN_UNEXPECTED_IF_ERROR(CheckBuffer(slot.name, buffer, type, slot.dims, problem));
+    operands.*slot.member = buffer.untyped_data();
   }
   JQ_ASSIGN_OR_UNEXPECTED(auto result, results.get<ffi::AnyBuffer>(0));
-  JQ_RETURN_UNEXPECTED_IF_ERROR(CheckBuffer("out", *result, DataTypeOf(problem.out),
-                                            problem.out_elements(), problem));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(
+      CheckBuffer("out", *result, DataTypeOf(problem.out), problem.out_dims(), problem));
   operands.out = result->untyped_data();
   return operands;
 }
 
-ErrorOr<std::unique_ptr<ConvState>> Instantiate(ffi::RemainingArgs args,
-                                                ffi::RemainingRets results,
+ErrorOr<std::unique_ptr<ConvState>> Instantiate(ffi::RemainingArgs args, ffi::RemainingRets results,
                                                 ffi::Dictionary attributes) {
   JQ_ASSIGN_OR_UNEXPECTED(const int64_t schema, attributes.get<int64_t>("schema"));
-  if (schema != kSchema) {
+  if (schema != kConvSchema) {
     return Unexpected(Error::InvalidArgument(
         StrCat("jax_qconv: the program was compiled with schema ", schema,
-               " of the call, this version runs schema ", kSchema,
+               " of the call, this version runs schema ", kConvSchema,
                "; compile it again, or use the version it was compiled with")));
   }
   auto state = std::make_unique<ConvState>();
@@ -107,10 +118,11 @@ ErrorOr<std::unique_ptr<ConvState>> Instantiate(ffi::RemainingArgs args,
   JQ_ASSIGN_OR_UNEXPECTED(const auto plan, attributes.get<std::string_view>("plan"));
   JQ_ASSIGN_OR_UNEXPECTED(state->pinned, attributes.get<bool>("pinned"));
   JQ_ASSIGN_OR_UNEXPECTED(state->problem, Problem::Parse(std::string(problem)));
+  state->slots = InputSlots(state->problem);
   JQ_ASSIGN_OR_UNEXPECTED(state->plan_name, PlanName::Parse(std::string(plan)));
   // Some versions of XLA show shapes here (without data), others nothing.
   if (args.size() != 0) {
-    JQ_ASSIGN_OR_UNEXPECTED(const auto ignored, Decode(state->problem, args, results));
+    JQ_ASSIGN_OR_UNEXPECTED(const auto ignored, Decode(*state, args, results));
     static_cast<void>(ignored);
   }
   return state;
@@ -125,21 +137,13 @@ Error Initialize(ConvState* state, int32_t device) {
   return Error::Success();
 }
 
-Error Execute(ffi::RemainingArgs args, ffi::RemainingRets results, ConvState* state,
-              int32_t device, CUstream stream) {
-  const std::shared_ptr<const Plan> plan = state->Find(device);
+Error Execute(ffi::RemainingArgs args, ffi::RemainingRets results, ConvState* state, int32_t device,
+              CUstream stream) {
+  const PlanPtr plan = state->Find(device);
   if (plan == nullptr) {
     return Error::Internal(StrCat("jax_qconv: run before it was initialized on device ", device));
   }
-  JQ_ASSIGN_OR_RETURN(const Operands operands, Decode(state->problem, args, results));
-  for (const OperandSlot& slot : InputSlots(state->problem)) {
-    const bool vector = slot.elements > 1;
-    if (vector && reinterpret_cast<uintptr_t>(operands.*slot.member) % kAlignment != 0) {
-      return Error::InvalidArgument(StrCat("jax_qconv: operand '", slot.name,
-                                           "' isn't aligned to ", kAlignment,
-                                           " bytes; copy it with jax.numpy.copy"));
-    }
-  }
+  JQ_ASSIGN_OR_RETURN(const Operands operands, Decode(*state, args, results));
   if (Error error = plan->Launch(operands, stream); error.failure()) {
     return Annotate(error, StrCat("jax_qconv, plan '", plan->name().ToString(), "'"));
   }
@@ -158,9 +162,8 @@ struct Handler<stage> {
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    JaxQconvInstantiate, Handler<Instantiate>::Call,
-    ffi::Ffi::BindInstantiate().RemainingArgs().RemainingRets().Attrs());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvInstantiate, Handler<Instantiate>::Call,
+                              ffi::Ffi::BindInstantiate().RemainingArgs().RemainingRets().Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxQconvInitialize, Handler<Initialize>::Call,
                               ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()

@@ -6,6 +6,9 @@
 
 namespace jax_qconv {
 
+// Version of the call's attributes, as in jax_qconv/_native.py.
+inline constexpr int64_t kConvSchema = 1;
+
 // Lives as long as the compiled program and is shared by all its devices and threads.
 struct ConvState;
 

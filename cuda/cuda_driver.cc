@@ -1,5 +1,9 @@
 #include "cuda_driver.h"
 
+#include <map>
+#include <memory>
+#include <mutex>
+
 #include "dynamic_library.h"
 
 namespace jax_qconv {
@@ -8,10 +12,10 @@ namespace {
 ErrorOr<const CudaDriver*> LoadDriver() {
   auto library = DynamicLibrary::Open({"libcuda.so.1"});
   if (!library.has_value()) {
-    return Unexpected(Error(
-        ErrorCode::kFailedPrecondition,
-        StrCat("the NVIDIA driver can't be loaded (", library.error().message(),
-               "); install it, or in a container start it with access to the GPU")));
+    return Unexpected(
+        Error(ErrorCode::kFailedPrecondition,
+              StrCat("the NVIDIA driver can't be loaded (", library.error().message(),
+                     "); install it, or in a container start it with access to the GPU")));
   }
   auto driver = std::make_unique<CudaDriver>();
 #define JQ_BIND(name, symbol) JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind(#symbol, &driver->name));
@@ -37,9 +41,9 @@ Error CudaDriver::Check(CUresult result, const char* what) const {
   const char* text = nullptr;
   if (GetErrorName(result, &name) != CUDA_SUCCESS) name = "unknown error";
   if (GetErrorString(result, &text) != CUDA_SUCCESS) text = "no description";
-  return Error(result == CUDA_ERROR_OUT_OF_MEMORY ? ErrorCode::kResourceExhausted
-                                                  : ErrorCode::kInternal,
-               StrCat(what, " failed: ", name, " (", text, ")"));
+  return Error(
+      result == CUDA_ERROR_OUT_OF_MEMORY ? ErrorCode::kResourceExhausted : ErrorCode::kInternal,
+      StrCat(what, " failed: ", name, " (", text, ")"));
 }
 
 ErrorOr<DeviceInfo> GetDeviceInfo(int device) {
@@ -60,30 +64,42 @@ ErrorOr<DeviceInfo> GetDeviceInfo(int device) {
   return DeviceInfo{name, 10 * major + minor};
 }
 
-ErrorOr<ScopedDevice> ScopedDevice::Enter(int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const CudaDriver* driver, CudaDriver::Get());
+namespace {
+
+// The primary context of a device, as JAX and the CUDA runtime use it. Retained for the life of the
+// process: plans and handles belong to it.
+ErrorOr<CUcontext> PrimaryContext(const CudaDriver& driver, int device) {
+  static std::mutex mutex;
+  static auto* contexts = new std::map<int, CUcontext>;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (const auto it = contexts->find(device); it != contexts->end()) return it->second;
   CUdevice handle;
   JQ_RETURN_UNEXPECTED_IF_ERROR(
-      driver->Check(driver->DeviceGet(&handle, device), "finding the CUDA device"));
+      driver.Check(driver.DeviceGet(&handle, device), "finding the CUDA device"));
   CUcontext context;
-  JQ_RETURN_UNEXPECTED_IF_ERROR(driver->Check(driver->DevicePrimaryCtxRetain(&context, handle),
-                                              "retaining the device's context"));
-  if (Error error = driver->Check(driver->CtxPushCurrent(context), "entering the context");
-      error.failure()) {
-    driver->DevicePrimaryCtxRelease(handle);
-    return Unexpected(error);
-  }
-  return ScopedDevice(driver, handle);
+  JQ_RETURN_UNEXPECTED_IF_ERROR(driver.Check(driver.DevicePrimaryCtxRetain(&context, handle),
+                                             "retaining the device's context"));
+  contexts->emplace(device, context);
+  return context;
+}
+
+}  // namespace
+
+ErrorOr<ScopedDevice> ScopedDevice::Enter(int device) {
+  JQ_ASSIGN_OR_UNEXPECTED(const CudaDriver* driver, CudaDriver::Get());
+  JQ_ASSIGN_OR_UNEXPECTED(const CUcontext context, PrimaryContext(*driver, device));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(
+      driver->Check(driver->CtxPushCurrent(context), "entering the context"));
+  return ScopedDevice(driver);
 }
 
 ScopedDevice::ScopedDevice(ScopedDevice&& other) noexcept
-    : driver_(std::exchange(other.driver_, nullptr)), device_(other.device_) {}
+    : driver_(std::exchange(other.driver_, nullptr)) {}
 
 ScopedDevice::~ScopedDevice() {
   if (driver_ == nullptr) return;
   CUcontext context;
   driver_->CtxPopCurrent(&context);
-  driver_->DevicePrimaryCtxRelease(device_);
 }
 
 ErrorOr<DeviceBuffer> DeviceBuffer::Allocate(size_t bytes) {
@@ -95,8 +111,9 @@ ErrorOr<DeviceBuffer> DeviceBuffer::Allocate(size_t bytes) {
     driver->MemGetInfo(&free, &total);
     return Unexpected(
         Error(ErrorCode::kResourceExhausted,
-              StrCat("checking a plan needs ", bytes, " more bytes of GPU memory outside JAX's pool, where ",
-                     free, " are free; leave it more with XLA_PYTHON_CLIENT_MEM_FRACTION=0.7 (the "
+              StrCat("checking a plan needs ", bytes,
+                     " more bytes of GPU memory outside JAX's pool, where ", free,
+                     " are free; leave it more with XLA_PYTHON_CLIENT_MEM_FRACTION=0.7 (the "
                      "default is 0.75) or XLA_PYTHON_CLIENT_PREALLOCATE=false")));
   }
   JQ_RETURN_UNEXPECTED_IF_ERROR(driver->Check(result, "allocating GPU memory"));
@@ -149,8 +166,8 @@ ErrorOr<double> Timer::StopMicroseconds(const Stream& stream) const {
       Loaded().Check(Loaded().EventRecord(stop_, stream.get()), "recording an event"));
   JQ_RETURN_UNEXPECTED_IF_ERROR(stream.Synchronize());
   float milliseconds = 0;
-  JQ_RETURN_UNEXPECTED_IF_ERROR(Loaded().Check(
-      Loaded().EventElapsedTime(&milliseconds, start_, stop_), "reading the time"));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(
+      Loaded().Check(Loaded().EventElapsedTime(&milliseconds, start_, stop_), "reading the time"));
   return 1e3 * milliseconds;
 }
 

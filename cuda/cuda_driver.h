@@ -7,40 +7,40 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "status.h"
 
 namespace jax_qconv {
 
 // The driver's functions that are used here, under their names without the cu prefix.
-#define JQ_CUDA_FUNCTIONS(X)                              \
-  X(Init, cuInit)                                         \
-  X(DriverGetVersion, cuDriverGetVersion)                 \
-  X(GetErrorName, cuGetErrorName)                         \
-  X(GetErrorString, cuGetErrorString)                     \
-  X(DeviceGet, cuDeviceGet)                               \
-  X(DeviceGetName, cuDeviceGetName)                       \
-  X(DeviceGetAttribute, cuDeviceGetAttribute)             \
-  X(DevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain)     \
-  X(DevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease_v2) \
-  X(CtxPushCurrent, cuCtxPushCurrent_v2)                  \
-  X(CtxPopCurrent, cuCtxPopCurrent_v2)                    \
-  X(MemGetInfo, cuMemGetInfo_v2)                          \
-  X(MemAlloc, cuMemAlloc_v2)                              \
-  X(MemFree, cuMemFree_v2)                                \
-  X(MemcpyHtoDAsync, cuMemcpyHtoDAsync_v2)                \
-  X(MemcpyDtoHAsync, cuMemcpyDtoHAsync_v2)                \
-  X(MemsetD8Async, cuMemsetD8Async)                       \
-  X(StreamCreate, cuStreamCreate)                         \
-  X(StreamDestroy, cuStreamDestroy_v2)                    \
-  X(StreamSynchronize, cuStreamSynchronize)               \
-  X(EventCreate, cuEventCreate)                           \
-  X(EventDestroy, cuEventDestroy_v2)                      \
-  X(EventRecord, cuEventRecord)                           \
-  X(EventElapsedTime, cuEventElapsedTime)                 \
-  X(ModuleLoadData, cuModuleLoadData)                     \
-  X(ModuleUnload, cuModuleUnload)                         \
-  X(ModuleGetFunction, cuModuleGetFunction)               \
+#define JQ_CUDA_FUNCTIONS(X)                          \
+  X(Init, cuInit)                                     \
+  X(DriverGetVersion, cuDriverGetVersion)             \
+  X(GetErrorName, cuGetErrorName)                     \
+  X(GetErrorString, cuGetErrorString)                 \
+  X(DeviceGet, cuDeviceGet)                           \
+  X(DeviceGetName, cuDeviceGetName)                   \
+  X(DeviceGetAttribute, cuDeviceGetAttribute)         \
+  X(DevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain) \
+  X(CtxPushCurrent, cuCtxPushCurrent_v2)              \
+  X(CtxPopCurrent, cuCtxPopCurrent_v2)                \
+  X(MemGetInfo, cuMemGetInfo_v2)                      \
+  X(MemAlloc, cuMemAlloc_v2)                          \
+  X(MemFree, cuMemFree_v2)                            \
+  X(MemcpyHtoDAsync, cuMemcpyHtoDAsync_v2)            \
+  X(MemcpyDtoHAsync, cuMemcpyDtoHAsync_v2)            \
+  X(MemsetD8Async, cuMemsetD8Async)                   \
+  X(StreamCreate, cuStreamCreate)                     \
+  X(StreamDestroy, cuStreamDestroy_v2)                \
+  X(StreamSynchronize, cuStreamSynchronize)           \
+  X(EventCreate, cuEventCreate)                       \
+  X(EventDestroy, cuEventDestroy_v2)                  \
+  X(EventRecord, cuEventRecord)                       \
+  X(EventElapsedTime, cuEventElapsedTime)             \
+  X(ModuleLoadData, cuModuleLoadData)                 \
+  X(ModuleUnload, cuModuleUnload)                     \
+  X(ModuleGetFunction, cuModuleGetFunction)           \
   X(LaunchKernel, cuLaunchKernel)
 
 struct CudaDriver {
@@ -56,7 +56,7 @@ struct CudaDriver {
 };
 
 struct DeviceInfo {
-  std::string name;    // "NVIDIA H100 80GB HBM3"
+  std::string name;            // "NVIDIA H100 80GB HBM3"
   int compute_capability = 0;  // 90 for sm_90
 };
 ErrorOr<DeviceInfo> GetDeviceInfo(int device);
@@ -71,10 +71,9 @@ class ScopedDevice {
   ~ScopedDevice();
 
  private:
-  ScopedDevice(const CudaDriver* driver, CUdevice device) : driver_(driver), device_(device) {}
+  explicit ScopedDevice(const CudaDriver* driver) : driver_(driver) {}
 
   const CudaDriver* driver_;
-  CUdevice device_;
 };
 
 // Device memory of the current context.

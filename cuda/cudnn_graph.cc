@@ -2,6 +2,7 @@
 
 #include <cudnn_frontend.h>
 
+#include <cstdlib>
 #include <unordered_map>
 
 namespace jax_qconv {
@@ -21,8 +22,21 @@ Error Guard(const char* what, const Problem& problem, Body&& body) {
     message = status.get_message();
   } catch (const std::exception& exception) {
     message = exception.what();
+  } catch (...) {
+    message = "unknown exception";
   }
   return Error::Internal(StrCat("cuDNN: ", what, " failed for '", problem.text, "': ", message));
+}
+
+// Has cudnn-frontend open the CUDA runtime that was opened here. It looks for one by itself, and
+// where both 12 and 13 are installed may take the one that JAX doesn't use; an environment variable
+// is its way to be told. A value that the user set stays.
+void OpenRuntimeOfFrontend() {
+  constexpr char kVariable[] = "CUDNN_FRONTEND_CUDART_LIB_NAME";
+  const bool ours = std::getenv(kVariable) == nullptr;
+  if (ours) setenv(kVariable, CudaRuntimeName().c_str(), 1);
+  fe::detail::get_cuda_symbol(fe::detail::CudaLibrary::CUDART, "cudaGetDevice");
+  if (ours) unsetenv(kVariable);  // processes started from this one may have another runtime
 }
 
 fe::DataType_t DataType(OutType type) {
@@ -50,14 +64,13 @@ class Nodes {
     const auto& p = problem_;
     Tensor x = Input("x", {p.n, p.c, p.h, p.w}, fe::DataType_t::INT8);
     Tensor w = Input("w", {p.k, p.c, p.r, p.s}, fe::DataType_t::INT8);
-    Tensor y = graph_.conv_fprop(
-        x, w,
-        fe::graph::Conv_fprop_attributes()
-            .set_pre_padding({p.padding[0], p.padding[2]})
-            .set_post_padding({p.padding[1], p.padding[3]})
-            .set_stride({p.strides[0], p.strides[1]})
-            .set_dilation({p.dilation[0], p.dilation[1]})
-            .set_compute_data_type(fe::DataType_t::INT32));
+    Tensor y = graph_.conv_fprop(x, w,
+                                 fe::graph::Conv_fprop_attributes()
+                                     .set_pre_padding({p.padding[0], p.padding[2]})
+                                     .set_post_padding({p.padding[1], p.padding[3]})
+                                     .set_stride({p.strides[0], p.strides[1]})
+                                     .set_dilation({p.dilation[0], p.dilation[1]})
+                                     .set_compute_data_type(fe::DataType_t::INT32));
     if (p.has_epilogue()) {
       // A float result of the convolution keeps the pattern on cuDNN's general fusion engines; with
       // an int32 one, a residual is matched to an older pattern without Hopper kernels.
@@ -66,8 +79,8 @@ class Nodes {
     } else if (!bare) {
       // The lone convolution has mostly wrong plans; followed by anything it has right ones.
       y->set_data_type(fe::DataType_t::INT32);
-      y = graph_.pointwise(y, Mode(fe::PointwiseMode_t::IDENTITY)
-                                  .set_compute_data_type(fe::DataType_t::INT32));
+      y = graph_.pointwise(
+          y, Mode(fe::PointwiseMode_t::IDENTITY).set_compute_data_type(fe::DataType_t::INT32));
     }
     y->set_output(true).set_data_type(DataType(p.out)).set_uid(next_uid_);
   }
@@ -90,8 +103,7 @@ class Nodes {
       case Activation::kRelu:
         return graph_.pointwise(y, Mode(Pointwise::RELU_FWD));
       case Activation::kLeakyRelu:
-        return graph_.pointwise(y,
-                                Mode(Pointwise::RELU_FWD).set_relu_lower_clip_slope(p.slope));
+        return graph_.pointwise(y, Mode(Pointwise::RELU_FWD).set_relu_lower_clip_slope(p.slope));
       case Activation::kClip:
         // Bounds are data, not attributes: they hold 1 / out_scale, which may change.
         y = graph_.pointwise(y, Scalar("lower"), Mode(Pointwise::MAX));
@@ -143,10 +155,7 @@ namespace {
 template <typename Impl, typename Prepare>
 ErrorOr<std::unique_ptr<Impl>> MakeImpl(const Problem& problem, const std::string& engine,
                                         Prepare&& prepare) {
-  JQ_RETURN_UNEXPECTED_IF_ERROR([] {
-    const auto version = OpenCudnn();
-    return version.has_value() ? Error::Success() : version.error();
-  }());
+  JQ_RETURN_UNEXPECTED_IF_ERROR(StatusOf(OpenCudnn()));
   const bool bare = engine == "cudnn_bare";
   if (bare && problem.has_epilogue()) {
     return Unexpected(Error::InvalidArgument(
@@ -154,6 +163,8 @@ ErrorOr<std::unique_ptr<Impl>> MakeImpl(const Problem& problem, const std::strin
   }
   auto impl = std::unique_ptr<Impl>(new Impl{problem, engine, InputSlots(problem), {}});
   JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("making the graph", problem, [&]() -> fe::error_t {
+    static const bool opened = (OpenRuntimeOfFrontend(), true);
+    static_cast<void>(opened);
     impl->graph.set_intermediate_data_type(fe::DataType_t::FLOAT)
         .set_compute_data_type(fe::DataType_t::FLOAT);
     Nodes(impl->graph, impl->problem).Add(bare);
@@ -204,6 +215,7 @@ ErrorOr<std::vector<PlanName>> CudnnGraph::Suggest() {
       if (status.is_bad()) break;
       PlanName plan{impl_->engine, index, {}};
       for (const auto& [knob, value] : knobs) {
+        // A knob that is newer than these headers is left out: the plan gets its default.
         cudnnBackendKnobType_t number;
         if (fe::convert_to_backend_knob_type(knob, number) == CUDNN_STATUS_SUCCESS) {
           plan.knobs[number] = value;
@@ -235,9 +247,8 @@ Error CudnnGraph::Build(const PlanName& plan) {
   }));
   if (workspace == 0) return Error::Success();
   return Error(ErrorCode::kUnimplemented,
-               StrCat("plan '", plan.ToString(), "' needs ", workspace,
-                      " bytes of workspace for '", impl_->problem.text,
-                      "'; only plans without workspace are supported"));
+               StrCat("plan '", plan.ToString(), "' needs ", workspace, " bytes of workspace for '",
+                      impl_->problem.text, "'; only plans without workspace are supported"));
 }
 
 Error CudnnGraph::Execute(cudnnHandle_t handle, const Operands& operands) const {
@@ -252,13 +263,10 @@ Error CudnnGraph::Execute(cudnnHandle_t handle, const Operands& operands) const 
   });
 }
 
-std::array<int, 3> CudnnHeaderVersion() {
-  return {CUDNN_MAJOR, CUDNN_MINOR, CUDNN_PATCHLEVEL};
-}
+std::array<int, 3> CudnnHeaderVersion() { return {CUDNN_MAJOR, CUDNN_MINOR, CUDNN_PATCHLEVEL}; }
 
 std::array<int, 3> CudnnFrontendVersion() {
-  return {CUDNN_FRONTEND_MAJOR_VERSION, CUDNN_FRONTEND_MINOR_VERSION,
-          CUDNN_FRONTEND_PATCH_VERSION};
+  return {CUDNN_FRONTEND_MAJOR_VERSION, CUDNN_FRONTEND_MINOR_VERSION, CUDNN_FRONTEND_PATCH_VERSION};
 }
 
 }  // namespace jax_qconv

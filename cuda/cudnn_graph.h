@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,6 +13,9 @@
 #include "status.h"
 
 namespace jax_qconv {
+
+// Raised when the nodes change: plans verified before are verified again.
+inline constexpr int kCudnnGraphVersion = 1;
 
 class CudnnGraph {
  public:

@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 
 #include "dynamic_library.h"
@@ -25,16 +24,8 @@ struct Functions {
   decltype(&::cudnnCreate) create = nullptr;
   decltype(&::cudnnSetStream) set_stream = nullptr;
   int64_t version = 0;
+  std::string runtime;  // name of the CUDA runtime
 };
-
-Error OpenCudaRuntime() {
-  JQ_ASSIGN_OR_RETURN(DynamicLibrary runtime,
-                      DynamicLibrary::Open({"libcudart.so.13", "libcudart.so.12"}));
-  // cudnn-frontend opens the runtime itself, and on a machine with both versions may take the
-  // one that JAX doesn't use. This is its own way to be told; a user's choice stays.
-  setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", runtime.name().c_str(), /*overwrite=*/0);
-  return Error::Success();
-}
 
 ErrorOr<Functions> Load() {
   const char* remedy =
@@ -51,15 +42,17 @@ ErrorOr<Functions> Load() {
   JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("cudnnSetStream", &functions.set_stream));
   functions.version = static_cast<int64_t>(functions.get_version());
   if (functions.version < kOldestCudnn) {
-    return Unexpected(Error(
-        ErrorCode::kFailedPrecondition,
-        StrCat("cuDNN ", CudnnVersionText(functions.version), " is older than the ",
-               CudnnVersionText(kOldestCudnn), " that is needed", remedy)));
+    return Unexpected(
+        Error(ErrorCode::kFailedPrecondition,
+              StrCat("cuDNN ", CudnnVersionText(functions.version), " is older than the ",
+                     CudnnVersionText(kOldestCudnn), " that is needed", remedy)));
   }
-  if (Error error = OpenCudaRuntime(); error.failure()) {
+  auto runtime = DynamicLibrary::Open({"libcudart.so.13", "libcudart.so.12"});
+  if (!runtime.has_value()) {
     return Unexpected(Error(ErrorCode::kNotFound, StrCat("the CUDA runtime can't be loaded (",
-                                                         error.message(), ")", remedy)));
+                                                         runtime.error().message(), ")", remedy)));
   }
+  functions.runtime = runtime->name();
   cudnn_frontend::cudnn_dlhandle = library->handle();
   return functions;
 }
@@ -82,6 +75,8 @@ ErrorOr<int64_t> OpenCudnn() {
   return functions->version;
 }
 
+std::string CudaRuntimeName() { return Loaded().has_value() ? Loaded()->runtime : ""; }
+
 std::string CudnnVersionText(int64_t version) {
   return StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
 }
@@ -98,10 +93,7 @@ Error HandlePool::TopUp() {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!free_.empty()) return Error::Success();
   }
-  JQ_RETURN_IF_ERROR([] {
-    const auto& functions = Loaded();
-    return functions.has_value() ? Error::Success() : functions.error();
-  }());
+  JQ_RETURN_IF_ERROR(StatusOf(Loaded()));
   cudnnHandle_t handle = nullptr;
   JQ_RETURN_IF_ERROR(Check(Loaded()->create(&handle), "cudnnCreate"));
   std::lock_guard<std::mutex> lock(mutex_);
@@ -125,9 +117,9 @@ ErrorOr<HandlePool::Borrowed> HandlePool::Borrow(CUstream stream) {
   ++used_;
   lock.unlock();
   if (borrowed.entry_.stream != stream) {
-    JQ_RETURN_UNEXPECTED_IF_ERROR(Check(
-        Loaded()->set_stream(borrowed.get(), reinterpret_cast<cudaStream_t>(stream)),
-        "cudnnSetStream"));
+    JQ_RETURN_UNEXPECTED_IF_ERROR(
+        Check(Loaded()->set_stream(borrowed.get(), reinterpret_cast<cudaStream_t>(stream)),
+              "cudnnSetStream"));
     borrowed.entry_.stream = stream;
   }
   return borrowed;

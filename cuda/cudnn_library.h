@@ -20,6 +20,9 @@ namespace jax_qconv {
 // Returns the version as cuDNN writes it: 91900 for 9.19.0.
 ErrorOr<int64_t> OpenCudnn();
 
+// The CUDA runtime that was opened, by the name it was found under; empty if none was.
+std::string CudaRuntimeName();
+
 // "9.19.0" for 91900.
 std::string CudnnVersionText(int64_t version);
 

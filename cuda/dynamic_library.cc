@@ -2,6 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <filesystem>
+#include <system_error>
+
 #include "settings.h"
 
 namespace jax_qconv {
@@ -24,13 +27,10 @@ ErrorOr<DynamicLibrary> DynamicLibrary::Open(const std::vector<std::string>& nam
   for (const std::string& dir : GetSettings().library_dirs) {
     for (const std::string& name : names) {
       const std::string path = dir + "/" + name;
-      // Most folders don't have it: only a copy that exists and fails is worth a report.
-      void* handle = dlopen(path.c_str(), RTLD_NOW);
-      if (handle != nullptr) return DynamicLibrary(handle, path);
-      const std::string reason = dlerror();
-      if (reason.find("cannot open shared object file: No such file") == std::string::npos) {
-        reasons += "; " + reason;
-      }
+      // Most folders don't have it; a copy that is there and fails is worth a report.
+      std::error_code ignored;
+      if (!std::filesystem::exists(path, ignored)) continue;
+      if (void* handle = try_open(path)) return DynamicLibrary(handle, path);
     }
   }
   return Unexpected(Error(ErrorCode::kNotFound, reasons));

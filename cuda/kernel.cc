@@ -42,8 +42,7 @@ ErrorOr<Nvrtc> LoadNvrtc() {
   // loaded already. Where they aren't found here either, NVRTC itself says so best.
   int major = 0, minor = 0;
   nvrtc.version(&major, &minor);
-  static_cast<void>(
-      DynamicLibrary::Open({StrCat("libnvrtc-builtins.so.", major, ".", minor)}));
+  static_cast<void>(DynamicLibrary::Open({StrCat("libnvrtc-builtins.so.", major, ".", minor)}));
   return nvrtc;
 }
 
@@ -86,15 +85,22 @@ ErrorOr<std::string> Compile(const Nvrtc& nvrtc, const std::string& file_name,
 
 }  // namespace
 
+Error CheckNvrtc() { return StatusOf(Loaded()); }
+
+std::string NvrtcVersion() {
+  if (!Loaded().has_value()) return "";
+  int major = 0, minor = 0;
+  Loaded()->version(&major, &minor);
+  return StrCat(major, ".", minor);
+}
+
 ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
                                   int compute_capability) {
   const auto& nvrtc = Loaded();
   if (!nvrtc.has_value()) return Unexpected(nvrtc.error());
   const std::string architecture = StrCat("sm_", compute_capability);
-  int major = 0, minor = 0;
-  nvrtc->version(&major, &minor);
-  const std::string key = StrCat(file_name, " ", HexHash(source), " ", architecture, " nvrtc ",
-                                 major, ".", minor);
+  const std::string key =
+      StrCat(file_name, " ", HexHash(source), " ", architecture, " nvrtc ", NvrtcVersion());
   if (auto cubin = ReadCache("kernels", key)) return *cubin;
   JQ_ASSIGN_OR_UNEXPECTED(std::string cubin, Compile(*nvrtc, file_name, source, architecture));
   WriteCache("kernels", key, cubin);
@@ -103,8 +109,7 @@ ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::strin
 
 ErrorOr<KernelModule> KernelModule::Load(const std::string& file_name, const std::string& source,
                                          int compute_capability) {
-  JQ_ASSIGN_OR_UNEXPECTED(std::string cubin,
-                          CompileCubin(file_name, source, compute_capability));
+  JQ_ASSIGN_OR_UNEXPECTED(std::string cubin, CompileCubin(file_name, source, compute_capability));
   JQ_ASSIGN_OR_UNEXPECTED(const CudaDriver* driver, CudaDriver::Get());
   CUmodule module;
   JQ_RETURN_UNEXPECTED_IF_ERROR(
@@ -116,8 +121,8 @@ KernelModule::~KernelModule() {
   if (module_ != nullptr) (*CudaDriver::Get())->ModuleUnload(module_);
 }
 
-Error KernelModule::LaunchPointers(const char* name, Grid blocks, unsigned threads,
-                                   CUstream stream, void** arguments) const {
+Error KernelModule::LaunchPointers(const char* name, Grid blocks, unsigned threads, CUstream stream,
+                                   void** arguments) const {
   const CudaDriver* driver = *CudaDriver::Get();
   CUfunction function;
   JQ_RETURN_IF_ERROR(

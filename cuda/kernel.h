@@ -11,6 +11,12 @@
 
 namespace jax_qconv {
 
+// "13.0", or empty where NVRTC can't be loaded.
+std::string NvrtcVersion();
+
+// Why NVRTC can't be used, or success.
+Error CheckNvrtc();
+
 // Compiles a source to a cubin for sm_<compute_capability>. Needs no GPU.
 ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
                                   int compute_capability);

@@ -42,6 +42,7 @@ auto WithoutGil(Body&& body) {
 nb::dict Versions() {
   nb::dict versions;
   versions["ffi_api"] = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
+  versions["schema"] = kConvSchema;
   versions["cudnn"] = nb::cast(CudnnHeaderVersion());
   versions["cudnn_frontend"] = nb::cast(CudnnFrontendVersion());
   return versions;
@@ -63,13 +64,16 @@ nb::dict Libraries() {
   } else {
     found["cudnn_error"] = cudnn.error().message();
   }
+  if (const Error nvrtc = CheckNvrtc(); cudnn.has_value() && nvrtc.failure()) {
+    found["cudnn_error"] = nvrtc.message();
+  }
   const auto driver = CudaDriver::Get();
   int version = 0;
   if (driver.has_value() && (*driver)->DriverGetVersion(&version) == CUDA_SUCCESS) {
     found["driver"] = nb::make_tuple(version / 1000, version % 1000 / 10);
   } else {
-    found["driver_error"] =
-        driver.has_value() ? "the NVIDIA driver doesn't tell its version" : driver.error().message();
+    found["driver_error"] = driver.has_value() ? "the NVIDIA driver doesn't tell its version"
+                                               : driver.error().message();
   }
   return found;
 }
@@ -86,8 +90,7 @@ nb::dict Device(int device) {
 
 nb::list SearchList(const std::string& problem_text, int device) {
   const Problem problem = ValueOrThrow(Problem::Parse(problem_text));
-  const auto candidates =
-      ValueOrThrow(WithoutGil([&] { return Search(problem, device); }));
+  const auto candidates = ValueOrThrow(WithoutGil([&] { return Search(problem, device); }));
   nb::list list;
   for (const Candidate& candidate : candidates) {
     nb::dict entry;

@@ -2,8 +2,7 @@
 
 namespace jax_qconv {
 
-ErrorOr<std::shared_ptr<const Plan>> Plan::Build(const Problem& problem, const PlanName& name,
-                                                 int device) {
+ErrorOr<PlanPtr> Plan::Build(const Problem& problem, const PlanName& name, int device) {
   HandlePool& handles = HandlePool::Of(device);
   JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
   JQ_ASSIGN_OR_UNEXPECTED(HandlePool::Borrowed handle, handles.Borrow(nullptr));
@@ -11,7 +10,13 @@ ErrorOr<std::shared_ptr<const Plan>> Plan::Build(const Problem& problem, const P
   JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
   JQ_ASSIGN_OR_UNEXPECTED(auto graph, CudnnGraph::Create(problem, name.engine, handle.get()));
   JQ_RETURN_UNEXPECTED_IF_ERROR(graph->Build(name));
-  return std::shared_ptr<const Plan>(new Plan(name, device, std::move(graph)));
+  return PlanPtr(new Plan(name, device, std::move(graph)));
+}
+
+Plan::~Plan() {
+  // Its kernels are unloaded from the context that they were loaded into.
+  const auto scope = ScopedDevice::Enter(device_);
+  graph_.reset();
 }
 
 Error Plan::Launch(const Operands& operands, CUstream stream) const {

@@ -12,11 +12,15 @@
 
 namespace jax_qconv {
 
+class Plan;
+using PlanPtr = std::shared_ptr<const Plan>;
+
 class Plan {
  public:
+  ~Plan();
+
   // Builds the plan on a device, whose context must be current. Doesn't verify it.
-  static ErrorOr<std::shared_ptr<const Plan>> Build(const Problem& problem, const PlanName& name,
-                                                    int device);
+  static ErrorOr<PlanPtr> Build(const Problem& problem, const PlanName& name, int device);
 
   // Launches on `stream`; several threads may at once. No allocation, no synchronisation.
   Error Launch(const Operands& operands, CUstream stream) const;

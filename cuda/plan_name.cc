@@ -59,6 +59,9 @@ ErrorOr<PlanName> PlanName::Parse(const std::string& text) {
   if (name.engine != "cudnn" && name.engine != "cudnn_bare") {
     return Unexpected(BadName(text, "names no known engine (cudnn, cudnn_bare)"));
   }
+  if (parts.size() == 1 && name.engine != "cudnn") {
+    return Unexpected(BadName(text, "names no plan: only 'cudnn' alone stands for its best one"));
+  }
   if (parts.size() >= 2) {
     name.index = ParseInt(parts[1]);
     if (!name.index) return Unexpected(BadName(text, "has an index that isn't a number"));

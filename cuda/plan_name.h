@@ -15,7 +15,7 @@ namespace jax_qconv {
 //
 // Engines: "cudnn" is cuDNN's graph of the convolution and its epilogue; "cudnn_bare" is its
 // convolution alone, for int32 outputs. The index is cuDNN's own number of a kernel family.
-// Without one the plan is deferred: the fastest verified one of the engine's own suggestions.
+// "cudnn" without one is deferred: the fastest verified one of cuDNN's own suggestions.
 struct PlanName {
   std::string engine;
   std::optional<int64_t> index;

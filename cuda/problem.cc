@@ -1,16 +1,18 @@
 #include "problem.h"
 
 #include <charconv>
-#include <cstdlib>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <sstream>
-#include <vector>
+#include <tuple>
 
 namespace jax_qconv {
 namespace {
 
 constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;  // kernels index with 32-bit integers
+constexpr int64_t kMaxTaps = (int64_t{1} << 31) / (128 * 128) - 1;
+constexpr int64_t kMaxOutChannels = 64 * 65535;
 
 const std::map<std::string, OutType> kOutTypes = {{"int8", OutType::kInt8},
                                                   {"int32", OutType::kInt32},
@@ -31,8 +33,8 @@ class Fields {
       const size_t equals = word.find('=');
       if (equals == std::string::npos) {
         Fail(StrCat("'", word, "' is not of the form name=value"));
-      } else {
-        values_[word.substr(0, equals)] = word.substr(equals + 1);
+      } else if (!values_.emplace(word.substr(0, equals), word.substr(equals + 1)).second) {
+        Fail(StrCat("field '", word.substr(0, equals), "' stands twice"));
       }
     }
   }
@@ -58,8 +60,7 @@ class Fields {
     for (size_t i = 0; i < size; ++i) {
       const auto [next, code] = std::from_chars(at, end, numbers[i]);
       const bool separated = i + 1 == size ? next == end : next < end && *next == ',';
-      if (code != std::errc() || !separated || numbers[i] < minimum ||
-          numbers[i] > kMaxElements) {
+      if (code != std::errc() || !separated || numbers[i] < minimum || numbers[i] > kMaxElements) {
         Fail(StrCat(name, "=", value, " must be ", size, " integers between ", minimum, " and ",
                     kMaxElements));
         return numbers;
@@ -82,10 +83,13 @@ class Fields {
 
   float Float(const std::string& name) {
     const std::string value = Take(name);
-    char* end = nullptr;
-    const float number = static_cast<float>(std::strtod(value.c_str(), &end));
-    if (value.empty() || *end != '\0') Fail(StrCat(name, "=", value, " must be a number"));
-    return number;
+    double number = 0;
+    const char* end = value.data() + value.size();
+    const auto [next, code] = std::from_chars(value.data(), end, number);
+    if (code != std::errc() || next != end || !std::isfinite(static_cast<float>(number))) {
+      Fail(StrCat(name, "=", value, " must be a finite number"));
+    }
+    return static_cast<float>(number);
   }
 
   void Fail(const std::string& what) {
@@ -134,12 +138,19 @@ ErrorOr<Problem> Problem::Parse(const std::string& text) {
   problem.out = fields.Choice("out", kOutTypes);
   problem.activation = fields.Choice("activation", kActivations);
   problem.slope = fields.Float("slope");
-  problem.residual = fields.Ints<1>("residual", 0)[0] != 0;
+  problem.residual = fields.Choice<bool>("residual", {{"0", false}, {"1", true}});
 
   if (w[3] != problem.c) {
     fields.Fail(StrCat("w has ", w[3], " input channels and x has ", problem.c));
   }
   if (groups[0] != 1) fields.Fail(StrCat("groups=", groups[0], " must be 1"));
+  // Below these bounds int32 sums can't overflow, and the checker's grid of blocks is legal.
+  if (w[1] * w[2] > kMaxTaps || w[1] * w[2] * w[3] > kMaxTaps) {
+    fields.Fail(StrCat("the int32 accumulator could overflow: more than ", kMaxTaps, " taps"));
+  }
+  if (problem.k > kMaxOutChannels) {
+    fields.Fail(StrCat("K=", problem.k, " is more than ", kMaxOutChannels));
+  }
   if (problem.c % 4 != 0) fields.Fail(StrCat("channels C=", problem.c, " must be a multiple of 4"));
   if (!problem.has_epilogue() && (problem.residual || problem.activation != Activation::kNone)) {
     fields.Fail("out=int32 is the bare accumulator and takes no residual or activation");
@@ -148,6 +159,9 @@ ErrorOr<Problem> Problem::Parse(const std::string& text) {
   const int64_t rows = problem.h + top + bottom - (problem.r - 1) * problem.dilation[0] - 1;
   const int64_t columns = problem.w + left + right - (problem.s - 1) * problem.dilation[1] - 1;
   if (rows < 0 || columns < 0) fields.Fail("the kernel is larger than the padded input");
+  if (problem.h + top + bottom > kMaxElements || problem.w + left + right > kMaxElements) {
+    fields.Fail(StrCat("the padded input has a side of more than ", kMaxElements, " elements"));
+  }
   if (auto error = fields.error()) return Unexpected(*error);
 
   problem.p = rows / problem.strides[0] + 1;
@@ -167,19 +181,20 @@ ErrorOr<Problem> Problem::Parse(const std::string& text) {
 }
 
 std::vector<OperandSlot> InputSlots(const Problem& problem) {
-  std::vector<OperandSlot> slots = {{"x", &Operands::x, problem.x_elements(), 1},
-                                    {"w", &Operands::w, problem.w_elements(), 1}};
-  if (problem.has_epilogue()) {
-    slots.push_back({"m", &Operands::m, problem.k, 4});
-    slots.push_back({"b", &Operands::b, problem.k, 4});
+  const auto& p = problem;
+  std::vector<OperandSlot> slots = {{"x", &Operands::x, {p.n, p.h, p.w, p.c}, 1},
+                                    {"w", &Operands::w, {p.k, p.r, p.s, p.c}, 1}};
+  if (p.has_epilogue()) {
+    slots.push_back({"m", &Operands::m, {p.k}, 4});
+    slots.push_back({"b", &Operands::b, {p.k}, 4});
   }
-  if (problem.residual) {
-    slots.push_back({"r", &Operands::r, problem.out_elements(), 1});
-    slots.push_back({"m_r", &Operands::m_r, 1, 4});
+  if (p.residual) {
+    slots.push_back({"r", &Operands::r, p.out_dims(), 1});
+    slots.push_back({"m_r", &Operands::m_r, {}, 4});
   }
-  if (problem.activation == Activation::kClip) {
-    slots.push_back({"lower", &Operands::lower, 1, 4});
-    slots.push_back({"upper", &Operands::upper, 1, 4});
+  if (p.activation == Activation::kClip) {
+    slots.push_back({"lower", &Operands::lower, {}, 4});
+    slots.push_back({"upper", &Operands::upper, {}, 4});
   }
   return slots;
 }

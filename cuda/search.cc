@@ -2,41 +2,44 @@
 
 #include <algorithm>
 #include <atomic>
-#include <deque>
-#include <future>
-#include <map>
-#include <mutex>
 #include <set>
+#include <system_error>
 #include <thread>
 
 #include "checker.h"
 #include "disk_cache.h"
+#include "plan_registry.h"
 
 namespace jax_qconv {
 namespace {
 
-using PlanPtr = std::shared_ptr<const Plan>;
-
 Launch LaunchOf(const PlanPtr& plan) {
-  return [plan](const Operands& operands, CUstream stream) {
-    return plan->Launch(operands, stream);
-  };
+  return
+      [plan](const Operands& operands, CUstream stream) { return plan->Launch(operands, stream); };
 }
 
+// What decides whether a plan is exact: the problem, its kernel (which cuDNN has NVRTC compile),
+// the GPU, and how it is verified. A verdict is believed for as long as its key is the same.
 std::string VerdictKey(const Problem& problem, const PlanName& name, const DeviceInfo& device,
                        int64_t cudnn) {
   return StrCat(problem.text, " | ", name.ToString(), " | ", device.name, " sm_",
-                device.compute_capability, " | cudnn ", CudnnVersionText(cudnn), " | checker ",
-                Checker::Version());
+                device.compute_capability, " | cudnn ", CudnnVersionText(cudnn), " graph ",
+                kCudnnGraphVersion, " nvrtc ", NvrtcVersion(), " | checker ", Checker::Version());
 }
 
-// Verdicts are kept as "exact" or as what is wrong.
 constexpr char kExact[] = "exact";
+
+// Keeps what was found of a plan's results; that it couldn't be launched may pass.
+void KeepVerdict(const std::string& key, const Verdict& verdict) {
+  if (verdict.outcome == Verdict::kNotRun) return;
+  WriteCache("verdicts", key, verdict.outcome == Verdict::kExact ? kExact : verdict.reason);
+}
 
 ErrorOr<std::vector<PlanName>> Suggestions(const Problem& problem, int device) {
   HandlePool& handles = HandlePool::Of(device);
   JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
   JQ_ASSIGN_OR_UNEXPECTED(HandlePool::Borrowed handle, handles.Borrow(nullptr));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
   JQ_ASSIGN_OR_UNEXPECTED(auto graph, CudnnGraph::Create(problem, "cudnn", handle.get()));
   return graph->Suggest();
 }
@@ -49,76 +52,22 @@ std::vector<ErrorOr<PlanPtr>> BuildAll(const Problem& problem, const std::vector
   auto work = [&] {
     const auto scope = ScopedDevice::Enter(device);
     for (size_t i; (i = next++) < names.size();) {
-      plans[i] = scope.has_value() ? Plan::Build(problem, names[i], device)
-                                   : ErrorOr<PlanPtr>(Unexpected(scope.error()));
+      plans[i] = !scope.has_value()
+                     ? ErrorOr<PlanPtr>(Unexpected(scope.error()))
+                     : NoThrow([&] { return Plan::Build(problem, names[i], device); });
     }
   };
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-  std::vector<std::thread> crew;
-  for (size_t i = 1; i < std::min(cores, names.size()); ++i) crew.emplace_back(work);
+  std::vector<std::jthread> crew;  // joined at the end, whatever happens
+  try {
+    for (size_t i = 1; i < std::min(cores, names.size()); ++i) crew.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those there are do the work.
+  }
   work();
-  for (std::thread& thread : crew) thread.join();
+  crew.clear();
   return plans;
 }
-
-// Plans in use or used lately, by problem, name, device. Executables hold their own references;
-// what is dropped here is only built again if it is asked for again.
-class Registry {
- public:
-  static Registry& Get() {
-    static auto* registry = new Registry;  // never destroyed: threads may outlive main
-    return *registry;
-  }
-
-  static std::string Key(const Problem& problem, const PlanName& name, bool pinned, int device) {
-    return StrCat(problem.text, "|", name.ToString(), "|", pinned, "|", device);
-  }
-
-  // The value of `key`. The first caller computes it with no lock held, others wait for it.
-  template <typename Compute>
-  ErrorOr<PlanPtr> FindOrCompute(const std::string& key, Compute&& compute) {
-    std::promise<ErrorOr<PlanPtr>> promise;
-    {
-      std::unique_lock<std::mutex> lock(mutex_);
-      if (const auto it = plans_.find(key); it != plans_.end()) {
-        auto future = it->second;
-        lock.unlock();
-        return future.get();
-      }
-      Insert(key, promise.get_future().share());
-    }
-    ErrorOr<PlanPtr> plan = NoThrow(compute);
-    promise.set_value(plan);
-    if (!plan.has_value()) {
-      // A failure (out of memory, say) may pass: the next caller tries again.
-      std::lock_guard<std::mutex> lock(mutex_);
-      plans_.erase(key);
-    }
-    return plan;
-  }
-
-  void Remember(const std::string& key, PlanPtr plan) {
-    std::promise<ErrorOr<PlanPtr>> promise;
-    promise.set_value(ErrorOr<PlanPtr>(std::move(plan)));
-    std::lock_guard<std::mutex> lock(mutex_);
-    Insert(key, promise.get_future().share());
-  }
-
- private:
-  static constexpr size_t kCapacity = 1024;
-
-  void Insert(const std::string& key, std::shared_future<ErrorOr<PlanPtr>> plan) {
-    if (plans_.emplace(key, std::move(plan)).second) order_.push_back(key);
-    while (order_.size() > kCapacity) {
-      plans_.erase(order_.front());
-      order_.pop_front();
-    }
-  }
-
-  std::mutex mutex_;
-  std::map<std::string, std::shared_future<ErrorOr<PlanPtr>>> plans_;
-  std::deque<std::string> order_;
-};
 
 // Search, and the fastest plan itself (null if no candidate is right).
 struct SearchResult {
@@ -159,10 +108,9 @@ ErrorOr<SearchResult> SearchPlans(const Problem& problem, int device) {
   std::optional<double> best_time;
   for (size_t i = 0; i < built.size(); ++i) {
     auto& [candidate, plan] = built[i];
-    candidate->rejected = verdicts[i];
-    WriteCache("verdicts", VerdictKey(problem, candidate->name, info, cudnn),
-               verdicts[i].empty() ? kExact : verdicts[i]);
-    if (!verdicts[i].empty()) continue;
+    candidate->rejected = verdicts[i].reason;
+    KeepVerdict(VerdictKey(problem, candidate->name, info, cudnn), verdicts[i]);
+    if (verdicts[i].outcome != Verdict::kExact) continue;
     JQ_ASSIGN_OR_UNEXPECTED(candidate->microseconds, checker.Time(launches[i]));
     if (!best_time || *candidate->microseconds < *best_time) {
       best_time = candidate->microseconds;
@@ -181,17 +129,17 @@ ErrorOr<std::string> VerifyPlan(const Problem& problem, const PlanPtr& plan, int
   }
   JQ_ASSIGN_OR_UNEXPECTED(Checker checker, Checker::Create(problem, info));
   JQ_ASSIGN_OR_UNEXPECTED(const auto verdicts, checker.Verify({LaunchOf(plan)}));
-  WriteCache("verdicts", key, verdicts[0].empty() ? kExact : verdicts[0]);
-  return verdicts[0];
+  KeepVerdict(key, verdicts[0]);
+  return verdicts[0].reason;
 }
 
 ErrorOr<PlanPtr> BuildVerified(const Problem& problem, const PlanName& name, int device) {
   JQ_ASSIGN_OR_UNEXPECTED(PlanPtr plan, Plan::Build(problem, name, device));
   JQ_ASSIGN_OR_UNEXPECTED(const std::string verdict, VerifyPlan(problem, plan, device));
   if (verdict.empty()) return plan;
-  return Unexpected(Error(ErrorCode::kFailedPrecondition,
-                          StrCat("plan '", name.ToString(), "' is refused for '", problem.text,
-                                 "': ", verdict)));
+  return Unexpected(
+      Error(ErrorCode::kFailedPrecondition,
+            StrCat("plan '", name.ToString(), "' is refused for '", problem.text, "': ", verdict)));
 }
 
 ErrorOr<PlanPtr> BestPlan(const Problem& problem, int device) {
@@ -212,8 +160,8 @@ ErrorOr<PlanPtr> BestPlan(const Problem& problem, int device) {
 ErrorOr<std::vector<Candidate>> Search(const Problem& problem, int device) {
   JQ_ASSIGN_OR_UNEXPECTED(SearchResult result, SearchPlans(problem, device));
   if (result.best != nullptr) {
-    Registry::Get().Remember(Registry::Key(problem, result.best->name(), false, device),
-                             result.best);
+    PlanRegistry::Get().Remember(PlanRegistry::Key(problem, result.best->name(), false, device),
+                                 result.best);
   }
   return std::move(result.candidates);
 }
@@ -226,8 +174,8 @@ ErrorOr<std::string> Verify(const Problem& problem, const PlanName& name, int de
 
 ErrorOr<PlanPtr> ResolvePlan(const Problem& problem, const PlanName& name, bool pinned,
                              int device) {
-  const std::string key = Registry::Key(problem, name, pinned, device);
-  return Registry::Get().FindOrCompute(key, [&]() -> ErrorOr<PlanPtr> {
+  const std::string key = PlanRegistry::Key(problem, name, pinned, device);
+  return PlanRegistry::Get().FindOrMake(key, [&]() -> ErrorOr<PlanPtr> {
     JQ_ASSIGN_OR_UNEXPECTED(const ScopedDevice scope, ScopedDevice::Enter(device));
     if (!name.deferred()) {
       auto plan = BuildVerified(problem, name, device);

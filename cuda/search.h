@@ -1,5 +1,4 @@
-// From a problem to a verified plan: candidates, verification, timing, and a registry in which one
-// thread does that while others wait for this plan only.
+// From a problem to a verified plan: candidates, verification, timing.
 
 #pragma once
 
@@ -33,7 +32,6 @@ ErrorOr<std::string> Verify(const Problem& problem, const PlanName& name, int de
 // The plan to run a call with, built and verified. A pinned plan is used or refused; another one
 // that doesn't exist or isn't exact on this device, or is deferred, is replaced by the fastest
 // that Search finds.
-ErrorOr<std::shared_ptr<const Plan>> ResolvePlan(const Problem& problem, const PlanName& name,
-                                                 bool pinned, int device);
+ErrorOr<PlanPtr> ResolvePlan(const Problem& problem, const PlanName& name, bool pinned, int device);
 
 }  // namespace jax_qconv

@@ -6,7 +6,8 @@ from jax_qconv import _native
 from jax_qconv._conv import qconv
 from jax_qconv._info import Info, info
 from jax_qconv._native import EngineUnavailableError
-from jax_qconv._pack import Binding, PackedConv, Unpacked, prepack, unpack
+from jax_qconv._pack import Unpacked, prepack, unpack
+from jax_qconv._packed_conv import Binding, PackedConv
 from jax_qconv._quantize import QTensor, dequantize, quantize
 from jax_qconv._spec import Activation
 

@@ -17,8 +17,12 @@ INTEGER_OP_GRADIENT = (
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether ``value`` can be read now, that is, isn't traced."""
-    return not isinstance(value, Tracer)
+    """Whether ``value`` can be read here and now: isn't traced, nor in part on other hosts."""
+    if isinstance(value, Tracer):
+        return False
+    return not isinstance(value, jax.Array) or (
+        value.is_fully_addressable or value.is_fully_replicated
+    )
 
 
 def check_scale(name: str, scale: Any, *, length: int | None = None) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_qconv import _primitive, _spec
 from jax_qconv._arrays import as_array, check_scale, is_concrete, pad_channels
-from jax_qconv._pack import Binding, PackedConv, check_format, resolve_out_dtype
+from jax_qconv._packed_conv import Binding, PackedConv, check_format, resolve_out_dtype
 from jax_qconv._quantize import QTensor
 
 
@@ -69,6 +69,8 @@ def qconv(
     if plan is not None and implementation == "reference":
         raise ValueError(f"plan={plan!r} names a cuDNN plan, but implementation='reference'.")
     values, x_scale = _check_x(x, packed)
+    _check_unsharded("x", values, axes=(3,))
+    _check_unsharded("packed", packed.weight, axes=(0, 1, 2, 3))
     binding, activation, dtype = _resolve_epilogue(
         packed, x_scale, residual, out_scale, out_dtype, activation
     )
@@ -114,15 +116,29 @@ def _check_x(x: Any, packed: PackedConv) -> tuple[jax.Array, Any]:
     if values.ndim != 4:
         raise ValueError(f"x must have 4 axes (N, H, W, C), got shape {list(values.shape)}.")
     stored = packed.weight.shape[3]
-    if channels is not None and channels > values.shape[3]:
-        raise ValueError(f"x says it has {channels} channels, but stores {values.shape[3]}.")
     if channels is None:
         channels = packed.in_channels if values.shape[3] == stored else values.shape[3]
+    _check_stored("x", channels, values)
     if channels != packed.in_channels:
         raise ValueError(
             f"x has {channels} channels, but packed has weights for {packed.in_channels}."
         )
     return pad_channels(values, stored), scale
+
+
+def _check_stored(name: str, channels: int, values: jax.Array) -> None:
+    if channels > values.shape[-1]:
+        raise ValueError(f"{name} says it has {channels} channels, but stores {values.shape[-1]}.")
+
+
+def _check_unsharded(name: str, values: Any, *, axes: tuple[int, ...]) -> None:
+    """Where a mesh has explicit axes, types say what is sharded, and no sharding is invented."""
+    spec = jax.typeof(values).sharding.spec
+    if any(spec[axis] is not None for axis in axes):
+        raise ValueError(
+            f"{name} is sharded as {spec}, but only N, H and W of x may be; jax.sharding.reshard "
+            "it, or split the channels with jax.shard_map."
+        )
 
 
 def _check_symmetric(name: str, q: QTensor) -> None:
@@ -138,10 +154,11 @@ def _check_residual(residual: Any, problem: _spec.Problem, channels: int) -> jax
     if values.dtype != jnp.int8:
         raise TypeError(f"residual must hold int8 values, got {values.dtype}.")
     expected = (*problem.out_shape[:3], channels)
-    if residual.shape != expected or residual.channels > values.shape[3]:
+    if residual.shape != expected:
         raise ValueError(
             f"residual has shape {list(residual.shape)}, but the output has {list(expected)}."
         )
+    _check_stored("residual", channels, values)
     return pad_channels(values, problem.out_shape[3])
 
 
@@ -185,7 +202,7 @@ def _resolve_epilogue(
     bound = packed.bind(
         x_scale=x_scale,
         out_scale=out_scale,
-        residual_scale=None if residual is None else residual.scale,
+        residual_scale=None if residual is None else check_scale("residual_scale", residual.scale),
         activation=activation,
         out_dtype=dtype,
     )
@@ -231,6 +248,7 @@ def _check_binding(
     for name, (given, bound) in scales.items():
         if given is None or given is bound:
             continue
-        given = check_scale(name, given)
-        if is_concrete(given) and is_concrete(bound) and np.asarray(given) != np.asarray(bound):
+        check_scale(name, given)
+        known = is_concrete(given) and is_concrete(bound)
+        if known and np.asarray(given).astype(np.float32) != np.asarray(bound):
             raise ValueError(f"packed was bound to another {name}: {bound}, but got {given}.")

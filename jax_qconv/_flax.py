@@ -11,7 +11,8 @@ from flax import serialization
 
 from jax_qconv import _spec
 from jax_qconv._fold import Constants
-from jax_qconv._pack import Binding, PackedConv, prepack
+from jax_qconv._pack import prepack
+from jax_qconv._packed_conv import Binding, PackedConv
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

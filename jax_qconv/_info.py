@@ -21,7 +21,7 @@ class Info:
         jax: version of jax.
         jaxlib: version of jaxlib.
         ffi_built: XLA FFI version the extension was built for, or None without it.
-        ffi_running: XLA FFI version of the installed jaxlib.
+        ffi_running: XLA FFI version of the installed jaxlib, or None if it can't be read.
         cudnn_headers: cuDNN version of the headers in the build, or None.
         cudnn: version of the libcudnn found, or None.
         driver: CUDA version of the NVIDIA driver, or None.
@@ -34,7 +34,7 @@ class Info:
     jax: str
     jaxlib: str
     ffi_built: str | None
-    ffi_running: str
+    ffi_running: str | None
     cudnn_headers: str | None
     cudnn: str | None
     driver: str | None
@@ -46,7 +46,7 @@ class Info:
         rows = {
             "jax_qconv": self.package,
             "jax, jaxlib": f"{self.jax}, {self.jaxlib}",
-            "XLA FFI": f"built for {self.ffi_built or 'none'}, running {self.ffi_running}",
+            "XLA FFI": f"built for {self.ffi_built or 'none'}, running {self.ffi_running or '?'}",
             "cuDNN": f"{self.cudnn or 'not found'} (headers {self.cudnn_headers or 'unknown'})",
             "driver": f"CUDA {self.driver}" if self.driver else "not found",
             "devices": ", ".join(self.devices) or "none",
@@ -63,20 +63,20 @@ def info() -> Info:
     Returns:
         An `Info`; print it, or read its fields.
     """
-    devices = _devices()
+    devices, no_cuda = _devices()
     reason = _native.extension_problem()
     ext = _native.extension() if reason is None else None
     built = {} if _native._ext is None else _native._ext.versions()
     libraries: dict[str, Any] = {} if ext is None else ext.libraries()
     if reason is None:
-        reason = libraries["cudnn_error"] or libraries["driver_error"] or _no_gpu(devices)
+        reason = libraries["cudnn_error"] or libraries["driver_error"] or _no_gpu(devices, no_cuda)
     error = _native.import_error
     return Info(
         package=metadata.version("jax_qconv"),
         jax=jax.__version__,
         jaxlib=metadata.version("jaxlib"),
         ffi_built=_dotted(built.get("ffi_api")),
-        ffi_running=_dotted(_native.running_ffi_api()) or "unknown",
+        ffi_running=_running_ffi(),
         cudnn_headers=_dotted(built.get("cudnn")),
         cudnn=_dotted(libraries.get("cudnn")),
         driver=_dotted(libraries.get("driver")),
@@ -86,26 +86,35 @@ def info() -> Info:
     )
 
 
+def _running_ffi() -> str | None:
+    try:
+        return _dotted(_native.running_ffi_api())
+    except (OSError, IndexError):
+        return None
+
+
 def _dotted(version: tuple[int, ...] | None) -> str | None:
     return ".".join(map(str, version)) if version else None
 
 
-def _devices() -> list[Any]:
-    """Devices of all backends that start; JAX's default one first."""
-    devices = list(jax.devices())
-    for platform in ("cuda", "cpu"):
+def _devices() -> tuple[list[Any], str]:
+    """Devices of all backends that start, JAX's default one first; and why CUDA didn't."""
+    devices: list[Any] = []
+    reason = ""
+    for platform in (None, "cuda", "cpu"):
         try:
             devices += [d for d in jax.devices(platform) if d not in devices]
-        except RuntimeError:
-            continue
-    return devices
+        except Exception as error:  # a backend may fail in any way; each is worth knowing
+            if platform != "cpu":
+                reason = str(error).partition("\n")[0] or type(error).__name__
+    return devices, reason
 
 
-def _no_gpu(devices: list[Any]) -> str | None:
+def _no_gpu(devices: list[Any], reason: str) -> str | None:
     if any(d.platform in ("gpu", "cuda") for d in devices):
         return None
     return (
-        "JAX has no CUDA device. On a machine with an NVIDIA GPU (driver 525 or newer), "
-        "`pip install 'jax_qconv[cuda13]'` (or cuda12 for older drivers); JAX_PLATFORMS must "
-        "not exclude cuda."
+        f"JAX has no CUDA device ({reason}). On a machine with an NVIDIA GPU (driver 525 or "
+        "newer), `pip install 'jax_qconv[cuda13]'` (or cuda12 for older drivers); JAX_PLATFORMS "
+        "must not exclude cuda."
     )

@@ -13,7 +13,7 @@ import jax
 import platformdirs
 
 try:
-    import jax_qconv._ext as _ext
+    import jax_qconv._ext as _ext  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     # Kept to be shown where the extension is asked for.
     _ext = None
@@ -53,7 +53,11 @@ def extension_problem() -> str | None:
             "`pip install --force-reinstall --no-deps jax_qconv`, or from a checkout with "
             "`pip install .`."
         )
-    built, running = _ext.versions()["ffi_api"], running_ffi_api()
+    try:
+        running = running_ffi_api()
+    except (OSError, IndexError) as error:
+        return f"the version of XLA's FFI can't be read from jaxlib ({error}); reinstall jaxlib."
+    built = _ext.versions()["ffi_api"]
     if built[0] != running[0] or built[1] > running[1]:
         # Registering would take the whole backend down when it starts.
         return (
@@ -75,10 +79,14 @@ def extension() -> Any:
     return _ext
 
 
+@functools.cache
 def cache_dir() -> pathlib.Path:
-    """Where plans, verdicts and kernels are kept: $JAX_QCONV_CACHE_DIR or the user's cache."""
+    """Where plans, verdicts and kernels are kept: $JAX_QCONV_CACHE_DIR or the user's cache.
+
+    Read once, at import: both sides of the extension must use the same folder.
+    """
     configured = os.environ.get("JAX_QCONV_CACHE_DIR")
-    return pathlib.Path(configured or platformdirs.user_cache_dir("jax_qconv"))
+    return pathlib.Path(configured or platformdirs.user_cache_dir("jax_qconv")).absolute()
 
 
 def _library_dirs() -> list[str]:

@@ -1,8 +1,7 @@
-"""Weights to their packed form and back: `prepack`, `PackedConv`, `unpack`."""
+"""Weights to their packed form and back: `prepack`, `unpack`."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,198 +12,10 @@ import numpy as np
 
 from jax_qconv import _spec
 from jax_qconv._arrays import as_array, check_scale, is_concrete, reciprocal, undifferentiable
-from jax_qconv._fold import Constants, fold
-
-_STATIC = {"static": True}  # part of the pytree's structure, not a leaf
+from jax_qconv._packed_conv import PackedConv, check_format
 
 # Axes of each layout that give OHWI, the packed one (K, R, S, C).
 _TO_OHWI = {"HWIO": (3, 0, 1, 2), "OIHW": (0, 2, 3, 1), "OHWI": (0, 1, 2, 3)}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Binding:
-    """Scales folded into a pack by `PackedConv.bind`, and the scales they came from.
-
-    Attributes:
-        constants: what the epilogue multiplies, adds and clips by.
-        x_scale: ``[; float32]`` of the input.
-        out_scale: ``[; float32]`` of an int8 output, or None.
-        residual_scale: ``[; float32]`` of the residual, or None without one.
-        activation: that is fused.
-        out_dtype: of the output.
-    """
-
-    constants: Constants
-    x_scale: Any
-    out_scale: Any
-    residual_scale: Any
-    activation: _spec.Activation = dataclasses.field(metadata=_STATIC)
-    out_dtype: str = dataclasses.field(metadata=_STATIC)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PackedConv:
-    """Weights of a convolution, ready for the int8 kernels. Made by `prepack`.
-
-    A pytree: weight, weight_scale, bias and binding are data, the rest is static. It can be
-    an argument or a result of jitted functions, be donated, sharded and saved like any other.
-
-    Attributes:
-        weight: ``[K, R, S, C; int8]``, channels as stored (padded with zeros).
-        weight_scale: ``[K or scalar; float32]``, K logical.
-        bias: ``[K; float32]`` in real units, or None.
-        binding: folded scales, or None until `bind`.
-        in_channels: logical C.
-        out_channels: logical K.
-        strides: (height, width).
-        padding: ``"SAME"``, ``"VALID"`` or ((top, bottom), (left, right)).
-        dilation: (height, width) of the kernel.
-        groups: feature groups; 1 for now.
-        format_version: of this format.
-    """
-
-    weight: Any
-    weight_scale: Any
-    bias: Any
-    binding: Binding | None
-    in_channels: int = dataclasses.field(metadata=_STATIC)
-    out_channels: int = dataclasses.field(metadata=_STATIC)
-    strides: tuple[int, int] = dataclasses.field(metadata=_STATIC)
-    padding: _spec.Padding = dataclasses.field(metadata=_STATIC)
-    dilation: tuple[int, int] = dataclasses.field(metadata=_STATIC)
-    groups: int = dataclasses.field(metadata=_STATIC)
-    format_version: int = dataclasses.field(default=_spec.FORMAT_VERSION, metadata=_STATIC)
-
-    @property
-    def kernel_size(self) -> tuple[int, int]:
-        """(R, S): height and width of the kernel."""
-        return tuple(self.weight.shape[1:3])
-
-    @property
-    def stored_channels(self) -> tuple[int, int]:
-        """(C, K) as stored, padding included."""
-        return self.weight.shape[3], self.weight.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all data leaves."""
-        leaves = jax.tree_util.tree_leaves(self)
-        return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
-
-    def bind(
-        self,
-        *,
-        x_scale: Any,
-        out_scale: Any = None,
-        residual_scale: Any = None,
-        activation: _spec.Activation | str | None = None,
-        out_dtype: Any = None,
-    ) -> PackedConv:
-        """Fold scales, bias and activation bounds once, so that calls need not.
-
-        Args:
-            x_scale: ``[; float32]`` scale of the input activations.
-            out_scale: ``[; float32]`` scale of the int8 output; None for a float one.
-            residual_scale: ``[; float32]`` scale of the int8 residual, or None without one.
-            activation: fused after the addition of the residual; see `Activation`.
-            out_dtype: one of int8, float32, bfloat16, float16; None means int8 where
-                out_scale is given, else float32. An int32 output has nothing to bind.
-
-        Returns:
-            The same pack with `binding` set (an earlier one is replaced).
-
-        Raises:
-            TypeError, ValueError: on bad scales, an unknown activation or dtype, or an
-                out_scale that doesn't go with out_dtype.
-        """
-        check_format(self)
-        activation = _spec.as_activation(activation)
-        dtype = resolve_out_dtype(out_dtype, out_scale)
-        if dtype == "int32":
-            raise ValueError(
-                "out_dtype='int32' is the bare accumulator and has nothing to bind; "
-                "call qconv(x, packed, out_dtype='int32') with the unbound pack."
-            )
-        x_scale = check_scale("x_scale", x_scale)
-        out_scale = None if out_scale is None else check_scale("out_scale", out_scale)
-        if residual_scale is not None:
-            residual_scale = check_scale("residual_scale", residual_scale)
-        constants = fold(
-            weight_scale=self.weight_scale,
-            bias=self.bias,
-            x_scale=x_scale,
-            out_scale=out_scale,
-            residual_scale=residual_scale,
-            activation=activation,
-            channels=self.out_channels,
-            stored=self.weight.shape[0],
-        )
-        binding = Binding(constants, x_scale, out_scale, residual_scale, activation, dtype)
-        return dataclasses.replace(self, binding=binding)
-
-    def __repr__(self) -> str:
-        if not hasattr(self.weight, "shape"):
-            leaves = f"{self.weight!r}, {self.weight_scale!r}, {self.bias!r}, {self.binding!r}"
-            return f"PackedConv({leaves})"
-        c, k = self.stored_channels
-        stored = "" if (c, k) == (self.in_channels, self.out_channels) else f" (stored {c} -> {k})"
-        kernel = "x".join(map(str, self.kernel_size))
-        per = "channel" if self.weight_scale.shape else "tensor"
-        bound = ""
-        if self.binding is not None:
-            bound = f", bound to {self.binding.out_dtype} {self.binding.activation.kind}"
-        return (
-            f"PackedConv({self.in_channels} -> {self.out_channels}{stored}, {kernel} kernel, "
-            f"strides={self.strides}, padding={self.padding!r}, dilation={self.dilation}, "
-            f"groups={self.groups}, scale per {per}, "
-            f"bias={'no' if self.bias is None else 'yes'}{bound})"
-        )
-
-
-def check_format(packed: Any) -> None:
-    """Refuse what isn't a pack, is of a newer format, or was changed since prepack made it."""
-    if not isinstance(packed, PackedConv):
-        raise TypeError(f"packed must be a PackedConv from prepack, got {type(packed).__name__}.")
-    if packed.format_version > _spec.FORMAT_VERSION:
-        raise ValueError(
-            f"packed has format version {packed.format_version}; this jax_qconv reads up to "
-            f"{_spec.FORMAT_VERSION}. Update jax_qconv, or prepack the weights again."
-        )
-    shape = getattr(packed.weight, "shape", ())
-    if len(shape) != 4 or shape[0] < packed.out_channels or shape[3] < packed.in_channels:
-        raise ValueError(
-            f"packed.weight must be of shape [K, R, S, C] with K >= {packed.out_channels} and "
-            f"C >= {packed.in_channels}, got {list(shape)}; stacked packs are for jax.lax.scan "
-            "and jax.vmap, which take them apart."
-        )
-    leaves = {
-        "weight": (packed.weight, jnp.int8),
-        "weight_scale": (packed.weight_scale, jnp.float32),
-    }
-    if packed.binding is not None:
-        constants = packed.binding.constants
-        leaves |= {name: (getattr(constants, name), jnp.float32) for name in ("m", "b", "m_r")}
-    for name, (leaf, dtype) in leaves.items():
-        if leaf is not None and leaf.dtype != dtype:
-            # Casting all floats of a tree at once is a common habit.
-            raise TypeError(
-                f"packed.{name} must be {jnp.dtype(dtype)}, got {leaf.dtype}; packs must not be "
-                "cast, results would change."
-            )
-
-
-def resolve_out_dtype(out_dtype: Any, out_scale: Any) -> str:
-    """int8 where an out_scale is given, else float32, unless ``out_dtype`` says otherwise."""
-    if out_dtype is None:
-        return "float32" if out_scale is None else "int8"
-    dtype = _spec.as_out_dtype(out_dtype)
-    if dtype == "int8" and out_scale is None:
-        raise ValueError("out_dtype='int8' needs out_scale, the scale of the output.")
-    if dtype != "int8" and out_scale is not None:
-        raise ValueError(f"out_scale is for int8 outputs only, got out_dtype={dtype!r}.")
-    return dtype
 
 
 def prepack(
@@ -260,13 +71,8 @@ def prepack(
     if not isinstance(per_channel, bool):
         raise TypeError(f"per_channel must be True or False, got {per_channel!r}.")
     k, r, s, c = (weight.shape[axis] for axis in to_ohwi)
-    if c * r * s * 128 * 128 >= 2**31:
-        raise ValueError(
-            f"weight of shape {list(weight.shape)} ({layout}) sums {c * r * s} products, whose "
-            f"bound {c * r * s} * 128 * 128 reaches 2**31: the int32 accumulator could overflow. "
-            "Split the input channels and add the parts."
-        )
     stored_c, stored_k = _stored_channels(c, k, pad_to)
+    _spec.check_accumulator((stored_k, r, s, stored_c))
     if bias is not None:
         bias = _check_bias(bias, k)
     if weight.dtype == jnp.int8:
@@ -308,8 +114,11 @@ def _check_bias(bias: Any, k: int) -> jax.Array:
             f"bias must be of a float dtype, in real units, got {bias.dtype}; an integer "
             "bias in steps of the accumulator is bias * x_scale * weight_scale."
         )
-    if is_concrete(bias) and not np.isfinite(np.asarray(bias).astype(np.float64)).all():
-        raise ValueError("bias holds NaN or infinite values.")
+    if is_concrete(bias):
+        with np.errstate(over="ignore"):
+            bias = np.asarray(bias).astype(np.float32)
+        if not np.isfinite(bias).all():
+            raise ValueError("bias holds values that are NaN or infinite in float32.")
     return jnp.asarray(bias, jnp.float32)
 
 

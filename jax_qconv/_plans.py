@@ -17,7 +17,7 @@ from jax_qconv import _native
 from jax_qconv._spec import Problem
 
 DEFERRED = "cudnn"
-"""Plan name of a call lowered where no GPU is: chosen on the device that first runs it."""
+"""Plan name of a call that is lowered without a choice: each device makes its own."""
 
 
 def plan_for(problem: Problem, plan: str | None) -> str:
@@ -25,10 +25,14 @@ def plan_for(problem: Problem, plan: str | None) -> str:
 
     In order: the plan named by the caller; this process's and this user's earlier choice for
     the same problem, GPU model and cuDNN; the fastest of cuDNN's heuristic plans that needs
-    no workspace and passes verification on the local GPU; where there is no GPU, `DEFERRED`.
+    no workspace and passes verification on the local GPU; where there is no GPU, or there are
+    several processes, `DEFERRED`.
     """
     if plan is not None:
         return _native.extension().parse_plan(plan)
+    if jax.process_count() > 1:
+        # All processes must lower the same program; timings would make them differ.
+        return DEFERRED
     device = _local_gpu()
     return DEFERRED if device is None else _choose_once(problem, device)
 

@@ -31,8 +31,6 @@ def bind(
     plan: str | None,
 ) -> jax.Array:
     """Apply the convolution to operands in the order of ``problem.operand_names``."""
-    if 0 in problem.out_shape:
-        return jnp.zeros(problem.out_shape, problem.out_dtype)
     params = {"problem": problem, "implementation": implementation, "plan": plan}
     return conv_p.bind(*_equally_varying(operands), **params)
 
@@ -74,7 +72,15 @@ def _lower_reference(
             f"{asked} was asked for, but this computation is lowered for {', '.join(platforms)}, "
             "where cuDNN doesn't run. Put the arrays on a CUDA device, or use implementation=None."
         )
-    convolve = functools.partial(_reference.convolve, problem, native_conv=platforms == ("cpu",))
+    return _lower_in_jax(ctx, operands, problem, native_conv=platforms == ("cpu",))
+
+
+def _lower_in_jax(ctx: Any, operands: Any, problem: Problem, *, native_conv: bool) -> Any:
+    def convolve(*values: jax.Array) -> jax.Array:
+        if 0 in problem.out_shape:
+            return jnp.zeros(problem.out_shape, problem.out_dtype)
+        return _reference.convolve(problem, *values, native_conv=native_conv)
+
     return mlir.lower_fun(convolve, multiple_results=False)(ctx, *operands)
 
 
@@ -82,9 +88,13 @@ def _lower_cuda(
     ctx: Any, *operands: Any, problem: Problem, implementation: str | None, plan: str | None
 ) -> Any:
     if implementation == "reference":
-        convolve = functools.partial(_reference.convolve, problem, native_conv=False)
-        return mlir.lower_fun(convolve, multiple_results=False)(ctx, *operands)
+        return _lower_in_jax(ctx, operands, problem, native_conv=False)
     _native.extension()
+    if 0 in problem.out_shape:
+        # Nothing to launch; but a plan that was named is still read.
+        if plan is not None:
+            _plans.plan_for(problem, plan)
+        return _lower_in_jax(ctx, operands, problem, native_conv=False)
     if not all(map(is_int, problem.x_shape)):
         raise ValueError(
             f"x has the symbolic shape {problem.x_shape}, but a plan of cuDNN is for one shape; "
@@ -113,11 +123,12 @@ def _batch(
     named = dict(zip(problem.operand_names, zip(operands, axes, strict=True), strict=True))
     size = next(v.shape[a] for v, a in named.values() if a is not None)
     if any(a is not None for n, (_, a) in named.items() if n not in ("x", "r")):
-        mapped = [
-            jnp.moveaxis(v, a, 0) if a is not None else jnp.stack([v] * size)
-            for v, a in named.values()
-        ]
-        return jnp.stack([bind(problem, item, **params) for item in zip(*mapped, strict=True)]), 0
+        outs = []
+        for index in range(size):
+            item = [v if a is None else jnp.take(v, index, axis=a) for v, a in named.values()]
+            outs.append(bind(problem, tuple(item), **params))
+        empty = jnp.zeros((0, *problem.out_shape), problem.out_dtype)
+        return jnp.stack(outs) if outs else empty, 0
 
     def fold(v: jax.Array, axis: Any) -> jax.Array:
         if axis is None:

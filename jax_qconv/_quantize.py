@@ -43,7 +43,7 @@ class QTensor:
 
     def __post_init__(self) -> None:
         # Unflattening puts arbitrary leaves here (axes, shardings, None): never validate.
-        if self.channels == -1 and hasattr(self.values, "shape"):
+        if self.channels == -1 and getattr(self.values, "shape", ()):
             object.__setattr__(self, "channels", int(self.values.shape[-1]))
 
     @property
@@ -66,8 +66,8 @@ class QTensor:
         return dataclasses.replace(self, values=spec, scale=everywhere, zero_point=zero_point)
 
     def __repr__(self) -> str:
-        stored = getattr(self.values, "shape", None)
-        if stored is None:
+        stored = getattr(self.values, "shape", ())
+        if not stored:
             return (
                 f"QTensor(values={self.values!r}, scale={self.scale!r}, "
                 f"zero_point={self.zero_point!r}, channels={self.channels})"
@@ -136,7 +136,10 @@ def quantize(
 def _check_zero_point(zero_point: Any) -> jax.Array:
     zero_point = as_array("zero_point", zero_point)
     if not jnp.issubdtype(zero_point.dtype, jnp.integer) or zero_point.shape:
-        raise TypeError(f"zero_point must be an integer scalar or None, got {zero_point!r}.")
+        raise TypeError(
+            "zero_point must be an integer scalar or None, got "
+            f"{zero_point.dtype} of shape {list(zero_point.shape)}."
+        )
     if is_concrete(zero_point) and not -128 <= int(zero_point) <= 127:
         raise ValueError(f"zero_point must lie in [-128, 127], got {int(zero_point)}.")
     return jnp.asarray(zero_point, jnp.int32)
@@ -154,15 +157,17 @@ def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
 
     Raises:
         TypeError: if ``q`` isn't a `QTensor` of int8 values, or ``dtype`` isn't a float one.
+        ValueError: on a bad scale or zero point.
     """
     if not isinstance(q, QTensor):
         raise TypeError(f"q must be a QTensor, got {type(q).__name__}.")
-    values = jnp.asarray(as_array("q.values", q.unpadded()))
+    values = jnp.asarray(as_array("q.values", q.values))
     if values.dtype != jnp.int8 or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"dequantize takes int8 values to a float dtype, got {values.dtype} to {dtype}."
         )
-    steps = values.astype(jnp.int32)
+    scale = check_scale("q.scale", q.scale)
+    steps = values[..., : q.channels].astype(jnp.int32)
     if q.zero_point is not None:
-        steps = steps - jnp.asarray(q.zero_point, jnp.int32)
-    return (steps.astype(jnp.float32) * jnp.asarray(q.scale, jnp.float32)).astype(dtype)
+        steps = steps - _check_zero_point(q.zero_point)
+    return (steps.astype(jnp.float32) * scale).astype(dtype)

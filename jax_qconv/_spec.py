@@ -59,8 +59,13 @@ class Activation:
             object.__setattr__(self, name, float(value))
         if not self.lower < self.upper:
             raise ValueError(f"clip needs lower < upper, got {self.lower} and {self.upper}.")
-        if not 0 <= self.slope <= 2.0**126:
-            raise ValueError(f"leaky_relu needs a finite slope >= 0, got {self.slope}.")
+        if not 0 <= self.slope <= 2.0**126 or (self.slope == 0) == (self.kind == "leaky_relu"):
+            raise ValueError(
+                f"slope must be positive and finite for leaky_relu and 0 for others, got "
+                f"{self.slope} for {self.kind}; a slope of 0 is 'relu'."
+            )
+        if self.kind != "clip" and (self.lower, self.upper) != (-math.inf, math.inf):
+            raise ValueError(f"lower and upper are for clip only, got them for {self.kind}.")
 
     @classmethod
     def clip(cls, lower: float, upper: float) -> Activation:
@@ -78,7 +83,7 @@ class Activation:
 
         Raises:
             TypeError: unless ``slope`` is a Python number.
-            ValueError: unless it is finite and not negative.
+            ValueError: unless it is finite and positive.
         """
         return cls("leaky_relu", slope=slope)
 
@@ -188,6 +193,21 @@ def padded_channels(channels: int) -> int:
     return -(-channels // step) * step
 
 
+def check_accumulator(w_shape: Sequence[int]) -> None:
+    """Raise ValueError if sums of so many products of int8 numbers could overflow int32.
+
+    Args:
+        w_shape: (K, R, S, C), channels as stored.
+    """
+    taps = math.prod(w_shape[1:])
+    if taps * 128 * 128 >= 2**31:
+        raise ValueError(
+            f"weight of shape {list(w_shape)} (K, R, S, C as stored) sums {taps} products, whose "
+            f"bound {taps} * 128 * 128 reaches 2**31: the int32 accumulator could overflow. "
+            "Split the input channels and add the parts."
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
     """Everything that fixes a convolution call but its data. Hashable; built by `make`.
@@ -261,7 +281,8 @@ class Problem:
         return problem
 
     def check(self) -> None:
-        """Raise ValueError where the kernel doesn't fit or a tensor is too large."""
+        """Raise ValueError where the kernel doesn't fit, or sums or tensors are too large."""
+        check_accumulator(self.w_shape)
         for axis in range(2):
             size, kernel = self.x_shape[1 + axis], self.w_shape[1 + axis]
             pad, dilation = self.padding[axis], self.dilation[axis]
@@ -278,7 +299,7 @@ class Problem:
             if all(map(is_int, shape)) and math.prod(shape) > MAX_ELEMENTS:
                 raise ValueError(
                     f"{name} of shape {tuple(shape)} has {math.prod(shape)} elements, more than "
-                    f"2**31 - 1; split the batch."
+                    f"2**31 - 1; split the {'output channels' if name == 'weight' else 'batch'}."
                 )
 
     @property

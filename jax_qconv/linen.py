@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jax_qconv._conv import qconv
-from jax_qconv._pack import PackedConv
+from jax_qconv._packed_conv import PackedConv
 from jax_qconv._quantize import QTensor
 from jax_qconv._spec import Activation
 

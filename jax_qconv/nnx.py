@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from jax_qconv._conv import qconv
-from jax_qconv._pack import PackedConv, resolve_out_dtype
+from jax_qconv._packed_conv import PackedConv, resolve_out_dtype
 from jax_qconv._quantize import QTensor
 from jax_qconv._spec import Activation
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,7 @@ from layers import RESNET50, Layer
 pytest.importorskip("tqdm")
 from bench import layers as bench_layers
 
-BENCH = pathlib.Path(__file__).parent / "bench"
-RESULTS = sorted(BENCH.glob("results/*/summary.json"))
+STORED = sorted(report.RESULTS.parent.glob("*/summary.json"))
 TINY = (
     Layer(4, 6, 5, 8, 3, 3, residual=True),
     Layer(3, 15, 15, 8, 7, 7, stride=2),
@@ -128,8 +127,29 @@ def test_the_faster_of_bf16_is_reported():
     assert row["speedup_vs_bf16"] == 3
 
 
-def test_copy_rate_is_positive():
-    assert timing.copy_gbps(nbytes=1 << 16, times=2) > 0
+def test_the_script_writes_layers_json(short, monkeypatch, tmp_path):
+    device = jax.devices()[0].device_kind
+    monkeypatch.setattr(bench_layers, "GPUS", {device: H200})
+    monkeypatch.setattr(bench_layers, "RESNET50", TINY)
+    monkeypatch.setattr(timing, "copy_gbps", functools.partial(timing.copy_gbps, 1 << 16, 2))
+    monkeypatch.setenv("JAX_QCONV_COMMIT", "0123456789abcdef")
+    out, name = tmp_path / "new", TINY[2].name
+    arguments = f"layers.py --batch 1 2 --layers {name} --xla-int8 2 --out {out}"
+    monkeypatch.setattr("sys.argv", arguments.split())
+    assert bench_layers.main() == 0
+    (path,) = out.iterdir()
+    results = json.loads(path.read_text())
+    assert [(row["name"], row["batch"]) for row in results["rows"]] == [(name, 1), (name, 2)]
+    assert ["xla_int8_us" in row for row in results["rows"]] == [False, True]
+    assert set(summary.ORIGIN) < set(results)
+    assert (results["device"], results["commit"]) == (device, "0123456789abcdef")
+    assert results["copy_gbps"] > 0
+
+
+def test_the_script_needs_a_gpu_whose_speed_it_knows(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_layers, "GPUS", {})
+    monkeypatch.setattr("sys.argv", ["layers.py", "--out", str(tmp_path)])
+    assert "is not in GPUS" in bench_layers.main()
 
 
 def test_geomean():
@@ -214,19 +234,37 @@ def test_report_shows_layers_that_exist():
     assert set(report.SHOWN) <= {layer.name for layer in RESNET50}
 
 
-def test_picture_is_drawn(measured, tmp_path):
+def test_report_fills_the_readme_and_notices_when_it_is_stale(measured, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
-    report.draw(measured[0]["rows"], "title", tmp_path / "layers.png")
-    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    layers, tests = measured
+    merged = summary.summarise(layers, tests)
+    readme, folder = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    folder.mkdir()
+    (folder / "layers.json").write_text(json.dumps(layers))
+    (folder / "summary.json").write_text(json.dumps(merged))
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["report.py", str(folder), *arguments])
+        return report.main()
+
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert "README.md is stale" in run("--check")
+    assert run() == 0
+    assert report.figures(merged, "results") in readme.read_text()
+    assert (folder / report.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert run("--check") == 0
+    (folder / "summary.json").write_text(json.dumps(merged | {"device": "NVIDIA H300"}))
+    assert "README.md is stale" in run("--check")
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
 def test_stored_summary_follows_from_the_stored_figures(path):
     parts = (json.loads((path.parent / f"{n}.json").read_text()) for n in ("layers", "gpu_tests"))
     assert json.loads(path.read_text()) == summary.summarise(*parts)
 
 
-@pytest.mark.skipif(not RESULTS, reason="no results are stored")
+@pytest.mark.skipif(not STORED, reason="no results are stored")
 def test_readme_shows_the_stored_figures(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["report.py", str(BENCH / "results" / "h200"), "--check"])
+    monkeypatch.setattr("sys.argv", ["report.py", "--check"])
     assert report.main() == 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_qconv import QTensor, prepack, qconv
+from jax_qconv import QTensor, _native, _plans, prepack, qconv
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(-128, 128, (2, 5, 5, 3), np.int8)
@@ -69,7 +69,6 @@ def test_one_program_for_cpus_and_gpus():
     np.testing.assert_array_equal(program.call(X), call(X, packed))
 
 
-@pytest.mark.xfail(strict=True)
 def test_one_program_for_cpus_and_tpus():
     packed = prepack(W)
     call = jax.jit(lambda x: qconv(x, packed, out_dtype="int32"))
@@ -77,11 +76,48 @@ def test_one_program_for_cpus_and_tpus():
     np.testing.assert_array_equal(program.call(X), call(X))
 
 
-@pytest.mark.xfail(strict=True)
-def test_a_program_for_any_batch():
+@pytest.fixture
+def cuda_extension(monkeypatch):
+    """An extension that is there, and no GPU."""
+    monkeypatch.setattr(_native, "extension", lambda: None)
+    monkeypatch.setattr(_plans, "_local_gpu", lambda: None)
+
+
+def test_one_program_with_cudnn_for_gpus(cuda_extension):
     packed = prepack(W)
     call = jax.jit(lambda x: qconv(x, packed, out_dtype="int32"))
+    # Its target is ours, and so is the promise that it stays.
+    promised = [jax.export.DisabledSafetyCheck.custom_call(_native.TARGET)]
+    export = jax.export.export(call, platforms=["cpu", "cuda"], disabled_checks=promised)
+    program = export(X)
+    assert _native.TARGET in program.mlir_module()
+    np.testing.assert_array_equal(program.call(X), call(X))
+
+
+# 1x1 kernels and few pixels are accumulated in another way than the rest.
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("platforms", [["cpu"], ["cpu", "tpu"]], ids="-".join)
+def test_a_program_for_any_batch(platforms, kernel):
+    packed = prepack(W[:kernel, :kernel], B)
+    call = jax.jit(lambda x: qconv(x, packed.bind(x_scale=0.5, activation="relu")))
     shape = jax.export.symbolic_shape("batch, 5, 5, 3")
-    program = jax.export.export(call)(jax.ShapeDtypeStruct(shape, jnp.int8))
-    for x in (X, X[:1]):
+    export = jax.export.export(call, platforms=platforms)
+    program = export(jax.ShapeDtypeStruct(shape, jnp.int8))
+    for n in (1, 2, 7):
+        x = RNG.integers(-128, 128, (n, 5, 5, 3), np.int8)
         np.testing.assert_array_equal(program.call(x), call(x))
+
+
+def test_a_cuda_program_is_for_one_batch(cuda_extension):
+    packed = prepack(W)
+    shape = jax.export.symbolic_shape("batch, 5, 5, 3")
+    x = jax.ShapeDtypeStruct(shape, jnp.int8)
+
+    def export(implementation):
+        call = functools.partial(qconv, packed=packed, out_dtype="int32")
+        call = jax.jit(functools.partial(call, implementation=implementation))
+        return jax.export.export(call, platforms=["cuda"])(x)
+
+    with pytest.raises(ValueError, match=r"symbolic shape \(batch, 5, 5, 4\).* fixed batch"):
+        export(None)
+    assert _native.TARGET not in export("reference").mlir_module()

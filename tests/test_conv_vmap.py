@@ -167,6 +167,20 @@ def test_a_map_over_an_empty_batch_is_empty(packed):
     assert jax.vmap(lambda x: convolve(packed, x))(X[:, :0]).shape == (3, 0, 5, 4, 7)
 
 
-@pytest.mark.xfail(strict=True)
 def test_an_empty_map_is_empty(packed):
     assert jax.vmap(lambda x: convolve(packed, x))(X[:0]).shape == (0, 2, 5, 4, 7)
+    weights = np.ones((0, *W.shape), np.float32)
+    found = jax.vmap(lambda w: qconv(QTensor(X[0], X_SCALE), prepack(w)))(weights)
+    assert (found.shape, found.dtype) == ((0, 2, 5, 4, 7), np.float32)
+
+
+def test_the_folded_batch_is_checked(packed):
+    one = jax.ShapeDtypeStruct((2**8, 32, 32, 6), np.int8)
+    all_of_them = jax.ShapeDtypeStruct((2**10, *one.shape), np.int8)
+
+    def call(x):
+        return qconv(QTensor(x, X_SCALE), packed)
+
+    assert jax.eval_shape(call, one).shape == (2**8, 32, 32, 7)
+    with pytest.raises(ValueError, match=r"x of shape \(262144, 32, 32, 8\) .* 2\*\*31 - 1"):
+        jax.eval_shape(jax.vmap(call), all_of_them)

@@ -35,7 +35,7 @@ def run(before="", after=""):
     """What a fresh interpreter prints, line by line, with every warning an error."""
     script = REPORT.format(before=before, after=after)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True
+        [sys.executable, "-P", "-W", "error", "-c", script], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -27,7 +27,7 @@ def installation(monkeypatch):
         )
         monkeypatch.setattr(_native, "_ext", None if error else ext)
         monkeypatch.setattr(_native, "import_error", error)
-        monkeypatch.setattr(_info, "_devices", lambda: list(devices))
+        monkeypatch.setattr(_info, "_devices", lambda: (list(devices), "no driver"))
         _native.extension_problem.cache_clear()
 
     yield pretend
@@ -119,7 +119,7 @@ def test_without_a_gpu_the_way_to_one_is_told(installation):
 
 def run(*arguments):
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

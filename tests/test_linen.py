@@ -140,7 +140,7 @@ def test_fields_that_cannot_be_honoured_are_refused_by_name(fields):
         ({"kernel_size": (3, 5)}, PARAMS, SCALES, r"kernel_size=\(3, 5\).* \(3, 3\)"),
         ({"features": 5}, PARAMS, SCALES, "features=5.* 6"),
         ({}, PARAMS, {"x_scale": 1.0}, "needs out_scale"),
-        ({"out_dtype": "float32"}, PARAMS, SCALES, "out_scale goes with an int8 output only"),
+        ({"out_dtype": "float32"}, PARAMS, SCALES, "out_scale is for int8 outputs only"),
         ({"out_dtype": "int32"}, PARAMS, {"x_scale": 1.0}, "bare accumulator"),
         ({"residual": True}, PARAMS, SCALES, "residual=True, but residual_scale=None"),
         ({}, PARAMS, SCALES | {"residual_scale": 0.1}, "residual=False, but residual_scale=0.1"),
@@ -292,4 +292,4 @@ def test_missing_flax_names_the_remedy(monkeypatch):
 
 def test_importing_jax_qconv_does_not_import_flax():
     code = "import sys, jax_qconv; sys.exit('flax' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)

@@ -117,7 +117,7 @@ def test_only_a_conv_is_taken():
     ("kwargs", "message"),
     [
         ({"out_dtype": "int8"}, "needs out_scale"),
-        ({"out_dtype": "float32", "out_scale": 0.1}, "out_scale goes with an int8 output only"),
+        ({"out_dtype": "float32", "out_scale": 0.1}, "out_scale is for int8 outputs only"),
         ({"out_dtype": "int32"}, "bare accumulator"),
         ({"activation": nnx.gelu}, "activation"),
     ],

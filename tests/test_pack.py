@@ -146,6 +146,16 @@ def test_a_pack_knows_its_geometry():
     assert repr(bound).endswith("bias=no, bound to int8 relu)")
 
 
+def test_a_pack_of_shapes_reads_like_one_of_arrays():
+    def pack(w, b):
+        return prepack(w, b).bind(x_scale=1, out_scale=1)
+
+    packed = pack(normal(3, 3, 5, 3), normal(3))
+    shapes = jax.eval_shape(pack, normal(3, 3, 5, 3), normal(3))
+    assert repr(shapes) == repr(packed)
+    assert shapes.nbytes == packed.nbytes > 0
+
+
 def test_a_pack_is_a_pytree_that_anything_may_fill():
     packed = prepack(jnp.ones((1, 1, 4, 4)), jnp.ones(4)).bind(x_scale=0.5)
     treedef = jax.tree.structure(packed)
@@ -186,7 +196,7 @@ def test_an_int8_output_needs_its_scale_and_a_float_one_has_none():
     packed = prepack(jnp.ones((1, 1, 4, 4)))
     with pytest.raises(ValueError, match="needs out_scale"):
         packed.bind(x_scale=1.0, out_dtype="int8")
-    with pytest.raises(ValueError, match="out_scale goes with an int8 output only"):
+    with pytest.raises(ValueError, match="out_scale is for int8 outputs only"):
         packed.bind(x_scale=1.0, out_dtype="float32", out_scale=1.0)
 
 
@@ -230,11 +240,14 @@ def test_weights_have_four_axes_and_elements(shape):
 
 
 def test_sums_that_could_overflow_are_refused():
-    # 131071 products of at most 128 * 128 are the most that int32 holds.
+    # 131071 products of at most 128 * 128 are the most that int32 holds; channels are stored in
+    # steps of 64.
     w = np.zeros((1, 1, 131072, 1), np.int8)
     with pytest.raises(ValueError, match="int32 accumulator could overflow"):
         prepack(w, weight_scale=1.0)
-    assert prepack(w[:, :, :-1], weight_scale=1.0).in_channels == 131071
+    with pytest.raises(ValueError, match="int32 accumulator could overflow"):
+        prepack(w[:, :, :4], weight_scale=1.0, pad_to=(131072, None))
+    assert prepack(w[:, :, :-64], weight_scale=1.0).in_channels == 131072 - 64
 
 
 def test_packs_of_a_newer_format_are_refused():

@@ -1,6 +1,7 @@
 """Float to int8 and back, and the `QTensor` between."""
 
 import math
+import re
 
 import hypothesis
 import jax
@@ -107,7 +108,16 @@ def test_too_little_padding_is_refused():
         quantize(jnp.ones((2, 3)), 0.1, pad=2)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan, 1e-60, 1e60])
+@pytest.mark.parametrize("scale", [2.0**-126, 2.0**126])
+def test_scales_at_the_ends_of_their_range_are_exact(scale):
+    x = np.float32([-1, 0, 1, 1.5]) * np.float32(scale)
+    for call in (quantize, jax.jit(quantize)):
+        q = call(x, scale)
+        assert q.values.tolist() == [-1, 0, 1, 2]
+        np.testing.assert_array_equal(dequantize(q)[:3], x[:3])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan, 1e-60, 1e60, 1e-38, 2.0**127])
 def test_scales_must_be_positive_and_finite(scale):
     with np.errstate(over="ignore"), pytest.raises(ValueError, match="positive and finite"):
         quantize(jnp.ones(4), scale)
@@ -177,3 +187,8 @@ def test_a_qtensor_reads_well():
     assert repr(q) == "QTensor(int8[2, 3], scale=0.25, stored channels 4)"
     q = quantize(jnp.ones((2, 4)), 0.25, zero_point=-3)
     assert repr(q) == "QTensor(int8[2, 4], scale=0.25, zero_point=-3)"
+
+
+def test_a_qtensor_of_shapes_reads_well():
+    q = jax.eval_shape(lambda x, s: quantize(x, s), jnp.ones((2, 3)), 0.25)
+    assert re.fullmatch(r"QTensor\(int8\[2, 3\], scale=.*float32.*, stored channels 4\)", repr(q))

@@ -1,4 +1,4 @@
-"""The README's Python runs, and the names and commands in it exist."""
+"""The README's Python runs, and what it and CONTRIBUTING.md name exists."""
 
 import pathlib
 import re
@@ -66,3 +66,11 @@ def test_shell_commands_name_extras_and_files_that_exist():
 def test_relative_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_contributing_names_the_job_of_every_source():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    sources = [*ROOT.glob("jax_qconv/[!_]*.py"), *ROOT.glob("jax_qconv/_[!_]*.py")]
+    stems = {path.stem for path in [*sources, *ROOT.glob("cuda/*.cc")]}
+    assert len(stems) > 20
+    assert stems <= set(re.findall(r"\w+", text))

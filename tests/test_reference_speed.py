@@ -10,7 +10,13 @@ import pytest
 
 from jax_qconv import prepack, qconv
 
-NAMES = ("64x56x56_3x3", "256x14x14_3x3", "512x28x28_1x1_to128")
+NAMES = (
+    "64x56x56_3x3",
+    "256x14x14_3x3",
+    "512x7x7_3x3",
+    "512x28x28_1x1_to128",
+    "2048x7x7_1x1_to512",
+)
 
 
 @pytest.mark.slow

@@ -69,8 +69,8 @@ __device__ void store(const ConvParams& t, void* out, long long at, float y) {
 
 extern "C" __global__ void __launch_bounds__(kLanes* kLanes)
     reference_conv(ConvParams t, const int* x, const int* w, const float* m, const float* b,
-                   const signed char* r, const float* m_r, const float* lower,
-                   const float* upper, void* out) {
+                   const signed char* r, const float* m_r, const float* lower, const float* upper,
+                   void* out) {
   // One column more than needed: rows of 64 words would all start in the same bank.
   __shared__ int x_tile[kStep][kTile + 1], w_tile[kStep][kTile + 1];
   const int first_pixel = blockIdx.x * kTile, first_channel = blockIdx.y * kTile;
@@ -113,8 +113,8 @@ extern "C" __global__ void __launch_bounds__(kLanes* kLanes)
 }
 
 // Uniform int8 in [low, high]; odd rows of `row` elements are negated (row = 0: none is).
-extern "C" __global__ void fill(signed char* out, long long count, unsigned seed, int low,
-                                int high, long long row) {
+extern "C" __global__ void fill(signed char* out, long long count, unsigned seed, int low, int high,
+                                long long row) {
   const long long stride = static_cast<long long>(gridDim.x) * blockDim.x;
   for (long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; i < count;
        i += stride) {
@@ -126,6 +126,15 @@ extern "C" __global__ void fill(signed char* out, long long count, unsigned seed
     const int value = low + static_cast<int>(hash % static_cast<unsigned>(high - low + 1));
     out[i] = row != 0 && i / row % 2 == 1 ? -value : value;
   }
+}
+
+// Does nothing for a while.
+extern "C" __global__ void spin(long long nanoseconds) {
+  long long start, now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+  do {
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  } while (now - start < nanoseconds);
 }
 
 // Counts elements of `size` bytes that differ, and finds the first: result = {count, first}.

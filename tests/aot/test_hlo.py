@@ -151,7 +151,7 @@ def test_instantiate_refuses_a_schema_of_another_version(net, monkeypatch):
         ("groups=2", "groups=2 must be 1"),
         ("w=64,3,3,32", "w has 32 input channels and x has 64"),
         ("w=64,99,3,64", "kernel is larger"),
-        ("x=9,56,56,64", "elements of"),
+        ("x=9,56,56,64", r"operand 'x' is S8\[8,56,56,64\].* needs S8\[9,56,56,64\]"),
         ("colour=blue", "'colour' is not known"),
     ],
 )

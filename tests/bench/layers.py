@@ -1,6 +1,6 @@
 """Time ResNet-50's convolutions on this GPU: int8 by jax_qconv, JAX in bf16, the roofline.
 
-    python tests/bench/layers.py --batch 1 128 --out tests/bench/results/h200
+    python tests/bench/layers.py --batch 128 1 --out tests/bench/results/h200
 
 Writes layers.json, again after each layer; see `METHOD` in timing.py for how time is taken.
 """
@@ -148,9 +148,16 @@ def rounded(value: Any) -> Any:
 def main() -> int | str:
     known = [layer.name for layer in RESNET50]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 128], help="sizes (1 128)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1], help="sizes (128 1)")
     parser.add_argument("--layers", nargs="+", choices=known, default=known, help="these only")
-    parser.add_argument("--xla-int8", action="store_true", help="time JAX's own int8 too")
+    parser.add_argument(
+        "--xla-int8",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="BATCH",
+        help="JAX's int8 too at these",
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of layers.json")
     args = parser.parse_args()
     device = jax.devices()[0]
@@ -165,7 +172,7 @@ def main() -> int | str:
     with tqdm(problems, unit="layer") as progress:
         for layer, batch in progress:
             progress.set_description(f"{layer.name} x{batch}")
-            rows.append(measure(layer, batch, gpu, xla_int8=args.xla_int8))
+            rows.append(measure(layer, batch, gpu, xla_int8=batch in args.xla_int8))
             write(args.out / "layers.json", results)
     failed = [f"{row['name']} x{row['batch']}" for row in rows if not row.get("exact")]
     return f"failed or not exact: {', '.join(failed)}" if failed else 0

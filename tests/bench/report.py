@@ -1,7 +1,7 @@
 """Put the measured figures into README.md, between its two marks, and draw them.
 
-    python tests/bench/report.py tests/bench/results/h200
-    python tests/bench/report.py tests/bench/results/h200 --check
+    python tests/bench/report.py
+    python tests/bench/report.py --check
 
 The second changes nothing, and fails where README.md doesn't say what the JSON files say.
 """
@@ -17,6 +17,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 PICTURE = "layers_b128.png"
+RESULTS = ROOT / "tests/bench/results/h200"
 
 SHOWN = (
     "3x224x224_7x7_to64_s2",
@@ -37,8 +38,8 @@ def figures(summary: dict[str, Any], folder: str) -> str:
     lines = [
         f"Measured by `bash tests/bench/run_gpu.sh` on one {summary['device']} on "
         f"{summary['date']}, JAX {summary['jax']}, cuDNN {summary['cudnn']}, commit {sha[:12]}"
-        f"{dirty and ' with changes'}. How is told by `method` in "
-        f"[layers.json]({folder}/layers.json), which has all layers.",
+        f"{dirty and ' with changes'}. [layers.json]({folder}/layers.json) has every layer, and "
+        f"says in `method` how time was taken.",
         "",
         "| ResNet-50 layer | batch | int8, µs | JAX bf16, µs | speed-up | of the roofline |",
         "|---|---:|---:|---:|---:|---:|",
@@ -109,22 +110,30 @@ def replace_section(readme: str, section: str) -> str:
 
 
 def draw(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
-    """One group of bars for each layer: int8, JAX bf16, roofline."""
+    """A line for each layer, with marks where the roofline, int8 and JAX in bf16 are."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    series = {"int8": "us", "JAX bf16": "bf16_us", "roofline of int8": "roofline_us"}
-    height = 0.8 / len(series)
-    figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 1), layout="constrained")
-    for i, (label, key) in enumerate(series.items()):
-        middles = [row + (i - 1) * height for row in range(len(rows))]
-        axes.barh(middles, [row.get(key, 0) for row in rows], height, label=label)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    # Marks, not bars: times differ too much for a linear axis, and a logarithmic one has no zero.
+    series = {"roofline of int8": ("roofline_us", "|"), "int8": ("us", "o")}
+    series["JAX bf16"] = ("bf16_us", "s")
+    figure, axes = plt.subplots(figsize=(8, 0.27 * len(rows) + 1.2), layout="constrained")
+    places = range(len(rows))
+    for label, (key, marker) in series.items():
+        # A system that failed has no mark.
+        times = [row.get(key, float("nan")) for row in rows]
+        axes.plot(times, places, marker, markersize=7, markeredgewidth=2, label=label)
+    axes.set_yticks(places, [row["name"] for row in rows])
     axes.invert_yaxis()
-    axes.margins(y=0.01)
     axes.set_xscale("log")
+    ticks = [digit * power for power in (1, 10, 100, 1000) for digit in (1, 2, 5)]
+    low, high = axes.get_xlim()
+    axes.set_xticks([t for t in ticks if low <= t <= high], minor=False)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.4)
     axes.set_xlabel("microseconds")
     axes.set_title(title)
     axes.legend()
@@ -134,7 +143,9 @@ def draw(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
 
 def main() -> int | str:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=pathlib.Path, help="of layers.json and summary.json")
+    parser.add_argument(
+        "folder", type=pathlib.Path, nargs="?", default=RESULTS, help="of the JSON files"
+    )
     parser.add_argument("--check", action="store_true", help="only compare, change nothing")
     args = parser.parse_args()
     folder = args.folder.resolve()

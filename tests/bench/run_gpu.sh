@@ -19,6 +19,6 @@ cd "$root"
 status=0
 JAX_QCONV_REQUIRE_GPU=1 JAX_QCONV_GPU_REPORT=$out/gpu_tests.json \
     "$python" -m pytest -q tests/gpu || status=$?
-"$python" tests/bench/layers.py --batch 1 128 --xla-int8 --out "$out" || status=$?
+"$python" tests/bench/layers.py --batch 128 1 --xla-int8 128 --out "$out" || status=$?
 "$python" tests/bench/summary.py "$out" || status=$?
 exit "$status"

@@ -32,17 +32,18 @@ GRAPH = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTI
 METHOD = f"""\
 us is the wall clock around {EXECUTIONS} executions of one XLA program over the number of calls in
 them: the least of {REPEATS} repeats, which take turns with those of the other systems; us_median is
-their median. A program is a loop of rounds (rounds) of calls (calls). Each call of a round has its
-own input, weights, residual and output, and a round touches {ROUND_BYTES / 1e6:.0f} MB or more,
-twice the L2 cache, so that none of them is found there; the data are random. The calls of a round
-run one after another in one CUDA graph, JAX's convolutions too, which XLA leaves out by default
-(xla_gpu_enable_command_buffer). Bias, residual and ReLU are part of every system. bf16_us is JAX in
-bfloat16, with a CUDA graph or without, whichever is faster (bf16_graph); its weights are OHWI, as
-XLA transposes HWIO ones in each call. xla_int8_us is JAX's own int8 convolution with the same
-epilogue in jax.numpy. roofline_us is the larger of operations over nominal int8 peak and bytes over
-nominal memory bandwidth, channels unpadded, everything read and written once. copy_gbps is what a
-kernel reached that reads and writes 2 GiB. exact: all elements of the outputs of all int8 calls of
-a round equal those of implementation='reference' on the same GPU."""
+their median. A program is a loop of rounds of calls (calls and rounds are those of the int8
+program). Each call of a round has its own input, weights, residual and output, and a round touches
+{ROUND_BYTES / 1e6:.0f} MB or more, twice the L2 cache, so that none of them is found there; the
+data are random. The calls of a round run one after another in one CUDA graph, JAX's convolutions
+too, which XLA leaves out by default (xla_gpu_enable_command_buffer); the counter of rounds is one
+more kernel in it. Bias, residual and ReLU are part of every system. bf16_us is JAX in bfloat16,
+with a CUDA graph or without, whichever is faster (bf16_graph); its weights are OHWI, as XLA
+transposes HWIO ones in each call. xla_int8_us is JAX's own int8 convolution with the same epilogue
+in jax.numpy. roofline_us is the larger of operations over nominal int8 peak and bytes over nominal
+memory bandwidth, channels unpadded, everything read and written once. copy_gbps is what a kernel
+reached that reads and writes 2 GiB. exact: all elements of the outputs of all int8 calls of a round
+equal those of implementation='reference' on the same GPU."""
 
 
 class Program:
