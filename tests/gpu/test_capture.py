@@ -60,3 +60,27 @@ def test_plans_live_as_long_as_the_executable_that_captured_them(net, account):
     gc.collect()
     for _ in range(3):
         account.same(compiled(xs[0], packed), expected)
+
+
+def test_a_loop_of_graphs_with_bias_is_exact(account):
+    """Biases and scales are read anew in each round, wherever the loop keeps them."""
+    rng = np.random.default_rng(1)
+    sets = [jnp.asarray(rng.integers(-128, 128, (2, 14, 14, 64), np.int8)) for _ in range(6)]
+    weight = jnp.asarray(rng.normal(size=(3, 3, 64, 64)), jnp.float32)
+    bias = jnp.asarray(rng.normal(0, 30, 64), jnp.float32)
+    packed = q.prepack(weight, bias).bind(x_scale=0.1, out_scale=3.0, activation="relu")
+
+    def loop(implementation):
+        def one_round(_, outs):
+            xs = [jax.lax.optimization_barrier((x, outs))[0] for x in sets]
+            x_scale = jnp.float32(0.1)
+            return [
+                q.qconv(q.QTensor(x, x_scale), packed, implementation=implementation).values
+                for x in xs
+            ]
+
+        outs = [jnp.zeros_like(x) for x in sets]
+        return jax.jit(lambda outs: jax.lax.fori_loop(0, 4, one_round, outs))(outs)
+
+    for got, want in zip(loop("cudnn"), loop("reference"), strict=True):
+        account.same(got, np.asarray(want))
