@@ -36,25 +36,25 @@ static_assert(static_cast<int>(Activation::kRelu) == 1 &&
               "kernels/check_conv.cu names activations by number");
 
 ConvParams ParamsOf(const Problem& p) {
-  auto i = [](int64_t value) { return static_cast<int>(value); };
-  return {i(p.n),
-          i(p.h),
-          i(p.w),
-          i(p.c),
-          i(p.k),
-          i(p.r),
-          i(p.s),
-          i(p.p),
-          i(p.q),
-          i(p.strides[0]),
-          i(p.strides[1]),
-          i(p.padding[0]),
-          i(p.padding[2]),
-          i(p.dilation[0]),
-          i(p.dilation[1]),
-          static_cast<int>(p.out),
-          static_cast<int>(p.activation),
-          p.slope};
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  return {.n = narrow(p.n),
+          .h = narrow(p.h),
+          .w = narrow(p.w),
+          .c = narrow(p.c),
+          .k = narrow(p.k),
+          .r = narrow(p.r),
+          .s = narrow(p.s),
+          .p = narrow(p.p),
+          .q = narrow(p.q),
+          .stride_h = narrow(p.strides[0]),
+          .stride_w = narrow(p.strides[1]),
+          .pad_top = narrow(p.padding[0]),
+          .pad_left = narrow(p.padding[2]),
+          .dilation_h = narrow(p.dilation[0]),
+          .dilation_w = narrow(p.dilation[1]),
+          .out = static_cast<int>(p.out),
+          .activation = static_cast<int>(p.activation),
+          .slope = p.slope};
 }
 
 KernelModule::Grid GridFor(int64_t elements) {
