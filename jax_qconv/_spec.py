@@ -186,8 +186,8 @@ def resolve_padding(
 def padded_channels(channels: int) -> int:
     """Channels stored for ``channels`` logical ones: a pure function, equal on every machine.
 
-    Measured on Hopper (tests/bench/results/): up to 32 channels the kernels that take C % 4 == 0
-    win, best in steps of 8; above that those that read 64 channels at a time.
+    Measured on an H200 (tests/bench/results/h200/channels.json): up to 32 channels the kernels
+    that take C % 4 == 0 win, best in steps of 8; above that those that read 64 at a time.
     """
     step = 4 if channels <= 4 else 8 if channels <= 32 else 64
     return -(-channels // step) * step
