@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -163,7 +162,7 @@ def count_wrong(system: System, outs: list[jax.Array]) -> int:
     return sum(map(int, wrong))
 
 
-@functools.partial(jax.jit, compiler_options={"xla_gpu_autotune_level": 0})
+@jax.jit
 def _wrong_in_image(packed: Any, own: Any, out: jax.Array, image: Any) -> jax.Array:
     x, weight, residual = own
     x, residual, out = jax.tree.map(
