@@ -1,7 +1,6 @@
 #include "cudnn_library.h"
 
 #include <cudnn.h>
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <map>
@@ -123,6 +122,13 @@ ErrorOr<HandlePool::Borrowed> HandlePool::Borrow(CUstream stream) {
     borrowed.entry_.stream = stream;
   }
   return borrowed;
+}
+
+ErrorOr<HandlePool::Borrowed> HandlePool::BorrowForBuilding() {
+  JQ_RETURN_UNEXPECTED_IF_ERROR(TopUp());
+  JQ_ASSIGN_OR_UNEXPECTED(Borrowed handle, Borrow(nullptr));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(TopUp());
+  return handle;
 }
 
 void HandlePool::Return(Entry entry) {

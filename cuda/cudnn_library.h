@@ -11,7 +11,7 @@
 #include "cuda_driver.h"
 #include "status.h"
 
-typedef struct cudnnContext* cudnnHandle_t;  // as in cudnn.h, which only cudnn_graph.cc needs
+typedef struct cudnnContext* cudnnHandle_t;  // as in cudnn.h, which who includes this can spare
 
 namespace jax_qconv {
 
@@ -32,9 +32,6 @@ class HandlePool {
  public:
   // The pool of a device; lives as long as the process.
   static HandlePool& Of(int device);
-
-  // Makes a handle if none is free. Call with the device's context current.
-  Error TopUp();
 
   struct Entry {
     cudnnHandle_t handle;
@@ -59,10 +56,16 @@ class HandlePool {
   };
 
   // A handle that launches on `stream`. Waits while all are in use, which lasts microseconds;
-  // an error if TopUp never made one.
+  // an error if none was ever borrowed for building.
   ErrorOr<Borrowed> Borrow(CUstream stream);
 
+  // A handle to build plans with, for as long as that takes; another one stays free for threads
+  // that launch meanwhile. Makes handles where there are too few: call with the device's context
+  // current, and not while a graph is captured.
+  ErrorOr<Borrowed> BorrowForBuilding();
+
  private:
+  Error TopUp();  // makes a handle if none is free
   void Return(Entry entry);
 
   std::mutex mutex_;

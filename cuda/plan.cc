@@ -3,11 +3,7 @@
 namespace jax_qconv {
 
 ErrorOr<PlanPtr> Plan::Build(const Problem& problem, const PlanName& name, int device) {
-  HandlePool& handles = HandlePool::Of(device);
-  JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
-  JQ_ASSIGN_OR_UNEXPECTED(HandlePool::Borrowed handle, handles.Borrow(nullptr));
-  // Building takes long: leave a free handle to threads that launch meanwhile.
-  JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
+  JQ_ASSIGN_OR_UNEXPECTED(const auto handle, HandlePool::Of(device).BorrowForBuilding());
   JQ_ASSIGN_OR_UNEXPECTED(auto graph, CudnnGraph::Create(problem, name.engine, handle.get()));
   JQ_RETURN_UNEXPECTED_IF_ERROR(graph->Build(name));
   return PlanPtr(new Plan(name, device, std::move(graph)));

@@ -36,10 +36,7 @@ void KeepVerdict(const std::string& key, const Verdict& verdict) {
 }
 
 ErrorOr<std::vector<PlanName>> Suggestions(const Problem& problem, int device) {
-  HandlePool& handles = HandlePool::Of(device);
-  JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
-  JQ_ASSIGN_OR_UNEXPECTED(HandlePool::Borrowed handle, handles.Borrow(nullptr));
-  JQ_RETURN_UNEXPECTED_IF_ERROR(handles.TopUp());
+  JQ_ASSIGN_OR_UNEXPECTED(const auto handle, HandlePool::Of(device).BorrowForBuilding());
   JQ_ASSIGN_OR_UNEXPECTED(auto graph, CudnnGraph::Create(problem, "cudnn", handle.get()));
   return graph->Suggest();
 }

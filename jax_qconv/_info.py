@@ -76,7 +76,7 @@ def info() -> Info:
         jax=jax.__version__,
         jaxlib=metadata.version("jaxlib"),
         ffi_built=_dotted(built.get("ffi_api")),
-        ffi_running=_running_ffi(),
+        ffi_running=_dotted(_native.running_ffi_api()),
         cudnn_headers=_dotted(built.get("cudnn")),
         cudnn=_dotted(libraries.get("cudnn")),
         driver=_dotted(libraries.get("driver")),
@@ -84,13 +84,6 @@ def info() -> Info:
         engines={"cudnn": reason or "usable", "reference": "usable"},
         import_error=None if error is None else "".join(traceback.format_exception(error)),
     )
-
-
-def _running_ffi() -> str | None:
-    try:
-        return _dotted(_native.running_ffi_api())
-    except (OSError, IndexError):
-        return None
 
 
 def _dotted(version: tuple[int, ...] | None) -> str | None:

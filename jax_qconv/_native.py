@@ -33,15 +33,16 @@ class EngineUnavailableError(RuntimeError):
 
 
 @functools.cache
-def running_ffi_api() -> tuple[int, int]:
-    """(major, minor) of the XLA FFI of the installed jaxlib, from its headers."""
+def running_ffi_api() -> tuple[int, int] | None:
+    """(major, minor) of the XLA FFI of the installed jaxlib, from its headers if they are there."""
     header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
-    text = header.read_text()
-    major, minor = (
-        int(re.findall(rf"#define XLA_FFI_API_{part} (\d+)", text)[0])
-        for part in ("MAJOR", "MINOR")
-    )
-    return major, minor
+    try:
+        text = header.read_text()
+    except OSError:
+        return None
+    found = re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", text)
+    parts = {part: int(number) for part, number in found}
+    return (parts["MAJOR"], parts["MINOR"]) if len(parts) == 2 else None
 
 
 @functools.cache
@@ -53,10 +54,9 @@ def extension_problem() -> str | None:
             "`pip install --force-reinstall --no-deps jax_qconv`, or from a checkout with "
             "`pip install .`."
         )
-    try:
-        running = running_ffi_api()
-    except (OSError, IndexError) as error:
-        return f"the version of XLA's FFI can't be read from jaxlib ({error}); reinstall jaxlib."
+    running = running_ffi_api()
+    if running is None:
+        return "the version of XLA's FFI can't be read from jaxlib's headers; reinstall jaxlib."
     built = _ext.versions()["ffi_api"]
     if built[0] != running[0] or built[1] > running[1]:
         # Registering would take the whole backend down when it starts.

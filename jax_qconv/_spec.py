@@ -14,9 +14,6 @@ from typing import Any, Literal, TypeGuard
 FORMAT_VERSION = 1
 """Version of the packed format; a pack of a newer one is refused."""
 
-WEIGHT_LAYOUTS = ("HWIO", "OIHW", "OHWI")
-"""Accepted weight layouts: JAX and Flax, PyTorch, and the packed one."""
-
 OUT_DTYPES = ("int8", "int32", "float32", "bfloat16", "float16")
 """Accepted output dtypes of a convolution."""
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import oracle
 from hypothesis import strategies as st
+from layers import Layer
 
 import jax_qconv
 from jax_qconv import Activation, QTensor
@@ -56,6 +57,18 @@ class Case:
     residual: bool = False
     activation: str = "none"
     out_dtype: str = "int8"
+
+    @classmethod
+    def of_layer(cls, layer: Layer, *, batch: int = 1) -> Case:
+        """A layer of a network as it stands there, with bias."""
+        geometry = Geometry(
+            (batch, layer.h, layer.w, layer.c),
+            (layer.k, layer.r, layer.s, layer.c),
+            (layer.stride, layer.stride),
+            padding=layer.padding,
+            pads=layer.padding,
+        )
+        return cls(geometry, residual=layer.residual, activation="relu" if layer.relu else "none")
 
     @functools.cached_property
     def arguments(self) -> dict[str, Any]:

@@ -53,14 +53,7 @@ def test_unusual_geometries(name):
 
 @pytest.mark.parametrize("layer", layers.RESNET50, ids=lambda layer: layer.name)
 def test_resnet50(layer):
-    geometry = Geometry(
-        (1, layer.h, layer.w, layer.c),
-        (layer.k, layer.r, layer.s, layer.c),
-        (layer.stride, layer.stride),
-        padding=layer.padding,
-        pads=layer.padding,
-    )
-    case = Case(geometry, residual=layer.residual, activation="relu" if layer.relu else "none")
+    case = Case.of_layer(layer)
     oracle.assert_same(case.run(jit=True, bound=True), case.expected())
 
 

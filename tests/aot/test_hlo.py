@@ -135,6 +135,10 @@ def test_a_name_that_is_no_plan_is_refused_when_lowering(net):
         h100.compile(lambda x, p: q.qconv(x, p, plan="magic:1").values, *h100.shapes(net))
 
 
+def test_both_sides_speak_of_the_same_schema():
+    assert q._native.extension().versions()["schema"] == q._native.SCHEMA
+
+
 def test_instantiate_refuses_a_schema_of_another_version(net, monkeypatch):
     monkeypatch.setattr(q._native, "SCHEMA", 2)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"schema 2 .* compile it again"):

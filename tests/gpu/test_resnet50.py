@@ -7,26 +7,16 @@ import layers
 import numpy as np
 import oracle
 import pytest
-from cases import Case, Geometry
+from cases import Case
 
 
 @pytest.mark.parametrize("layer", layers.RESNET50, ids=lambda layer: layer.name)
 def test_resnet50_is_exact_at_batch_128(layer, account):
-    geometry = Geometry(
-        (1, layer.h, layer.w, layer.c),
-        (layer.k, layer.r, layer.s, layer.c),
-        (layer.stride, layer.stride),
-        padding=layer.padding,
-        pads=layer.padding,
-    )
-    activation = "relu" if layer.relu else "none"
-    one = Case(geometry, residual=layer.residual, activation=activation)
-    whole = dataclasses.replace(geometry, x_shape=(128, *geometry.x_shape[1:]))
-    batch = BatchCase(whole, residual=layer.residual, activation=activation)
+    batch = BatchCase.of_layer(layer, batch=128)
     got = batch.run(jit=True, bound=True, implementation="cudnn")
     account.same(got, batch.run(jit=True, bound=True, implementation="reference"))
     # The oracle would take minutes for all images: other tests hold the reference to it.
-    oracle.assert_same(got[:1], one.expected())
+    oracle.assert_same(got[:1], Case.of_layer(layer).expected())
 
 
 class BatchCase(Case):
@@ -34,15 +24,10 @@ class BatchCase(Case):
 
     @functools.cached_property
     def arguments(self):
-        g = self.geometry
-        one = Case(
-            dataclasses.replace(g, x_shape=(1, *g.x_shape[1:])),
-            residual=self.residual,
-            activation=self.activation,
-        ).arguments
-        return one | {
-            name: _repeat(one[name], g.x_shape[0]) for name in ("x", "residual") if name in one
-        }
+        n, *image = self.geometry.x_shape
+        geometry = dataclasses.replace(self.geometry, x_shape=(1, *image))
+        one = Case(geometry, residual=self.residual, activation=self.activation).arguments
+        return one | {name: _repeat(one[name], n) for name in ("x", "residual") if name in one}
 
 
 def _repeat(image, batch):
