@@ -65,8 +65,10 @@ KernelModule::Grid GridFor(int64_t elements) {
 
 std::string Checker::Version() { return StrCat(HexHash(kCheckConvSource), "-", kDataSetsVersion); }
 
-Checker::Checker(const Problem& problem, KernelModule kernels, Stream stream, Timer timer)
+Checker::Checker(const Problem& problem, int64_t l2_bytes, KernelModule kernels, Stream stream,
+                 Timer timer)
     : problem_(problem),
+      l2_bytes_(l2_bytes),
       kernels_(std::move(kernels)),
       stream_(std::move(stream)),
       timer_(std::move(timer)) {}
@@ -77,7 +79,8 @@ ErrorOr<Checker> Checker::Create(const Problem& problem, const DeviceInfo& devic
       KernelModule::Load("check_conv.cu", kCheckConvSource, device.compute_capability));
   JQ_ASSIGN_OR_UNEXPECTED(Stream stream, Stream::Create());
   JQ_ASSIGN_OR_UNEXPECTED(Timer timer, Timer::Create());
-  Checker checker(problem, std::move(kernels), std::move(stream), std::move(timer));
+  Checker checker(problem, device.l2_bytes, std::move(kernels), std::move(stream),
+                  std::move(timer));
   for (const OperandSlot& slot : InputSlots(problem)) {
     JQ_ASSIGN_OR_UNEXPECTED(DeviceBuffer buffer,
                             DeviceBuffer::Allocate(slot.elements() * slot.bytes_per_element));
@@ -92,7 +95,7 @@ ErrorOr<Checker> Checker::Create(const Problem& problem, const DeviceInfo& devic
   return checker;
 }
 
-ErrorOr<std::vector<Verdict>> Checker::Verify(const std::vector<Launch>& candidates) {
+std::vector<Checker::DataSet> Checker::DataSets() const {
   const double taps = static_cast<double>(problem_.r * problem_.s * problem_.c);
   const double wide = 5461 * std::sqrt(taps);  // standard deviation of a sum of full-range products
   const double mean = 125.5 * 125.5 * taps;    // of a sum of products of [124, 127]
@@ -101,17 +104,19 @@ ErrorOr<std::vector<Verdict>> Checker::Verify(const std::vector<Launch>& candida
   const auto zoom = [](int64_t k) { return std::ldexp(1.3, -std::array{0, 3, 6, 8}[k % 4]); };
   const double m_r = 29.7;
   const double mean_r = problem_.residual ? 125.5 * m_r : 0;
-  const DataSet data_sets[] = {
+  return {
       {"saturating", -128, 127, -128, 127, false,
-       [&](int64_t k) { return 20 / wide * std::ldexp(1.0, k % 5); },
+       [=](int64_t k) { return 20 / wide * std::ldexp(1.0, k % 5); },
        [](int64_t k) { return k * 37 % 101 - 50 + 0.37; }, 0.71, -30.5, 45.25},
       {"same sign", 124, 127, 124, 127, true, zoom,
-       [&](int64_t k) { return (k % 2 ? mean : -mean) * zoom(k) - mean_r; }, m_r, -100.5, 100.5},
+       [=](int64_t k) { return (k % 2 ? mean : -mean) * zoom(k) - mean_r; }, m_r, -100.5, 100.5},
       {"ties", -2, 2, -3, 3, false, [](int64_t) { return 0.5; },
        [](int64_t k) { return std::array{0.0, 0.5, -1.0, 64.5}[k % 4]; }, 0.5, -20.5, 30.5}};
+}
 
+ErrorOr<std::vector<Verdict>> Checker::Verify(const std::vector<Launch>& candidates) {
   std::vector<Verdict> verdicts(candidates.size());
-  for (const DataSet& data : data_sets) {
+  for (const DataSet& data : DataSets()) {
     JQ_RETURN_UNEXPECTED_IF_ERROR(Fill(data));
     JQ_RETURN_UNEXPECTED_IF_ERROR(ComputeExpected());
     for (size_t i = 0; i < candidates.size(); ++i) {
@@ -208,21 +213,46 @@ ErrorOr<Verdict> Checker::RunAndCompare(const Launch& launch, const char* data_n
   return Verdict{};
 }
 
-ErrorOr<double> Checker::Time(const Launch& launch) {
-  constexpr int kRuns = 5, kLaunches = 10;
-  constexpr long long kSpinNanoseconds = 200'000;  // longer than the host takes to launch them
-  double best = HUGE_VAL;
-  for (int run = 0; run < kRuns; ++run) {
-    // Launches queue up behind a kernel that only waits, so that none waits for the host.
-    JQ_RETURN_UNEXPECTED_IF_ERROR(kernels_.Launch("spin", {1}, 1, stream_.get(), kSpinNanoseconds));
-    JQ_RETURN_UNEXPECTED_IF_ERROR(timer_.Start(stream_));
-    for (int i = 0; i < kLaunches; ++i) {
-      JQ_RETURN_UNEXPECTED_IF_ERROR(launch(operands_, stream_.get()));
+// Buffers of one set follow each other in the arena, each aligned as cuDNN wants it.
+Error Checker::MakeSets() {
+  JQ_ASSIGN_OR_RETURN(const CudaDriver* driver, CudaDriver::Get());
+  const auto aligned = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
+  const auto slots = InputSlots(problem_);
+  size_t set_bytes = aligned(problem_.out_bytes());
+  for (const DeviceBuffer& input : inputs_) set_bytes += aligned(input.bytes());
+  const size_t count = 2 * l2_bytes_ / set_bytes + 1;
+  JQ_ASSIGN_OR_RETURN(arena_, DeviceBuffer::Allocate(count * set_bytes));
+  // Data as networks have them: how fast a GPU runs depends on how many bits change.
+  JQ_RETURN_IF_ERROR(Fill(DataSets()[0]));
+  CUdeviceptr next = arena_.address();
+  for (size_t set = 0; set < count; ++set) {
+    Operands operands;
+    for (size_t i = 0; i < slots.size(); ++i) {
+      JQ_RETURN_IF_ERROR(driver->Check(
+          driver->MemcpyDtoDAsync(next, inputs_[i].address(), inputs_[i].bytes(), stream_.get()),
+          "copying on the GPU"));
+      operands.*slots[i].member = reinterpret_cast<void*>(next);
+      next += aligned(inputs_[i].bytes());
     }
-    JQ_ASSIGN_OR_UNEXPECTED(const double time, timer_.StopMicroseconds(stream_));
-    best = std::min(best, time / kLaunches);
+    operands.out = reinterpret_cast<void*>(next);
+    next += aligned(problem_.out_bytes());
+    sets_.push_back(operands);
   }
-  return best;
+  return Error::Success();
+}
+
+ErrorOr<double> Checker::Time(const Launch& launch, int launches) {
+  constexpr long long kSpinNanoseconds = 15'000;  // for each: the host takes less to launch it
+  if (sets_.empty()) JQ_RETURN_UNEXPECTED_IF_ERROR(MakeSets());
+  // Launches queue up behind a kernel that only waits, so that none waits for the host.
+  JQ_RETURN_UNEXPECTED_IF_ERROR(
+      kernels_.Launch("spin", {1}, 1, stream_.get(), kSpinNanoseconds * launches));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(timer_.Start(stream_));
+  for (int i = 0; i < launches; ++i) {
+    JQ_RETURN_UNEXPECTED_IF_ERROR(launch(sets_[next_set_++ % sets_.size()], stream_.get()));
+  }
+  JQ_ASSIGN_OR_UNEXPECTED(const double time, timer_.StopMicroseconds(stream_));
+  return time / launches;
 }
 
 }  // namespace jax_qconv

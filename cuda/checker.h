@@ -44,8 +44,9 @@ class Checker {
   // cuDNN's own list are trusted not to. An Error means that verification itself failed.
   ErrorOr<std::vector<Verdict>> Verify(const std::vector<Launch>& candidates);
 
-  // Time of one launch on the device, microseconds: the best of a few short runs.
-  ErrorOr<double> Time(const Launch& launch);
+  // Microseconds of a launch, the mean of so many in a row. They take turns on sets of buffers that
+  // are together larger than the L2 cache, so that none finds its data there.
+  ErrorOr<double> Time(const Launch& launch, int launches);
 
   // Changes whenever verdicts of an earlier version may not be trusted any more.
   static std::string Version();
@@ -53,18 +54,25 @@ class Checker {
  private:
   struct DataSet;
 
-  Checker(const Problem& problem, KernelModule kernels, Stream stream, Timer timer);
+  Checker(const Problem& problem, int64_t l2_bytes, KernelModule kernels, Stream stream,
+          Timer timer);
+  std::vector<DataSet> DataSets() const;
   Error Fill(const DataSet& data);
+  Error MakeSets();
   Error ComputeExpected();
   ErrorOr<Verdict> RunAndCompare(const Launch& launch, const char* data_name);
 
   Problem problem_;
+  int64_t l2_bytes_;
   KernelModule kernels_;
   Stream stream_;
   Timer timer_;
   std::vector<DeviceBuffer> inputs_;  // one per InputSlot
   DeviceBuffer out_, expected_, result_;
   Operands operands_;
+  DeviceBuffer arena_;          // of the sets that are timed
+  std::vector<Operands> sets_;  // all that a call reads and writes, several times
+  size_t next_set_ = 0;
 };
 
 }  // namespace jax_qconv

@@ -54,14 +54,15 @@ ErrorOr<DeviceInfo> GetDeviceInfo(int device) {
   char name[256] = {};
   JQ_RETURN_UNEXPECTED_IF_ERROR(
       driver->Check(driver->DeviceGetName(name, sizeof(name) - 1, handle), "naming the device"));
-  int major = 0, minor = 0;
-  JQ_RETURN_UNEXPECTED_IF_ERROR(driver->Check(
-      driver->DeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle),
-      "reading the compute capability"));
-  JQ_RETURN_UNEXPECTED_IF_ERROR(driver->Check(
-      driver->DeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle),
-      "reading the compute capability"));
-  return DeviceInfo{name, 10 * major + minor};
+  const auto read = [&](CUdevice_attribute attribute, int& value) {
+    return driver->Check(driver->DeviceGetAttribute(&value, attribute, handle),
+                         "reading an attribute of the GPU");
+  };
+  int major = 0, minor = 0, l2_bytes = 0;
+  JQ_RETURN_UNEXPECTED_IF_ERROR(read(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, major));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(read(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, minor));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(read(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, l2_bytes));
+  return DeviceInfo{name, 10 * major + minor, l2_bytes};
 }
 
 namespace {

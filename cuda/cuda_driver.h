@@ -30,6 +30,7 @@ namespace jax_qconv {
   X(MemFree, cuMemFree_v2)                            \
   X(MemcpyHtoDAsync, cuMemcpyHtoDAsync_v2)            \
   X(MemcpyDtoHAsync, cuMemcpyDtoHAsync_v2)            \
+  X(MemcpyDtoDAsync, cuMemcpyDtoDAsync_v2)            \
   X(MemsetD8Async, cuMemsetD8Async)                   \
   X(StreamCreate, cuStreamCreate)                     \
   X(StreamDestroy, cuStreamDestroy_v2)                \
@@ -58,6 +59,7 @@ struct CudaDriver {
 struct DeviceInfo {
   std::string name;            // "NVIDIA H100 80GB HBM3"
   int compute_capability = 0;  // 90 for sm_90
+  int64_t l2_bytes = 0;        // of its last-level cache
 };
 ErrorOr<DeviceInfo> GetDeviceInfo(int device);
 

@@ -2,6 +2,7 @@
 
 #include <cudnn_frontend.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <unordered_map>
 
@@ -37,6 +38,11 @@ void OpenRuntimeOfFrontend() {
   if (ours) setenv(kVariable, CudaRuntimeName().c_str(), 1);
   fe::detail::get_cuda_symbol(fe::detail::CudaLibrary::CUDART, "cudaGetDevice");
   if (ours) unsetenv(kVariable);  // processes started from this one may have another runtime
+}
+
+void OpenRuntimeOfFrontendOnce() {
+  static const bool opened = (OpenRuntimeOfFrontend(), true);
+  static_cast<void>(opened);
 }
 
 fe::DataType_t DataType(OutType type) {
@@ -163,8 +169,7 @@ ErrorOr<std::unique_ptr<Impl>> MakeImpl(const Problem& problem, const std::strin
   }
   auto impl = std::unique_ptr<Impl>(new Impl{problem, engine, InputSlots(problem), {}});
   JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("making the graph", problem, [&]() -> fe::error_t {
-    static const bool opened = (OpenRuntimeOfFrontend(), true);
-    static_cast<void>(opened);
+    OpenRuntimeOfFrontendOnce();
     impl->graph.set_intermediate_data_type(fe::DataType_t::FLOAT)
         .set_compute_data_type(fe::DataType_t::FLOAT);
     Nodes(impl->graph, impl->problem).Add(bare);
@@ -228,6 +233,26 @@ ErrorOr<std::vector<PlanName>> CudnnGraph::Suggest() {
   return suggestions;
 }
 
+ErrorOr<std::vector<PlanName>> CudnnGraph::Configurations(int64_t index) {
+  std::vector<PlanName> configurations;
+  const std::string what = StrCat("asking for the knobs of engine ", index);
+  JQ_RETURN_UNEXPECTED_IF_ERROR(Guard(what.c_str(), impl_->problem, [&]() -> fe::error_t {
+    std::vector<fe::Knob> knobs;
+    auto status = impl_->graph.get_knobs_for_engine(index, knobs);
+    if (status.is_bad()) return status;
+    for (const fe::Knob& knob : knobs) {
+      if (knob.type != fe::KnobType_t::KERNEL_CFG) continue;
+      const int64_t step = std::max<int64_t>(knob.stride, 1);
+      for (int64_t value = knob.minValue; value <= knob.maxValue; value += step) {
+        configurations.push_back({impl_->engine, index, {{CUDNN_KNOB_TYPE_KERNEL_CFG, value}}});
+      }
+    }
+    return status;
+  }));
+  if (configurations.empty()) configurations.push_back({impl_->engine, index, {}});
+  return configurations;
+}
+
 Error CudnnGraph::Build(const PlanName& plan) {
   auto& graph = impl_->graph;
   const std::string what = StrCat("building plan '", plan.ToString(), "'");
@@ -249,6 +274,30 @@ Error CudnnGraph::Build(const PlanName& plan) {
   return Error(ErrorCode::kUnimplemented,
                StrCat("plan '", plan.ToString(), "' needs ", workspace, " bytes of workspace for '",
                       impl_->problem.text, "'; only plans without workspace are supported"));
+}
+
+ErrorOr<std::string> CudnnGraph::Serialize() const {
+  std::vector<uint8_t> bytes;
+  JQ_RETURN_UNEXPECTED_IF_ERROR(
+      Guard("serialising the plan", impl_->problem, [&]() -> fe::error_t {
+        return impl_->graph.serialize(bytes, /*serialize_structure=*/false);
+      }));
+  return std::string(bytes.begin(), bytes.end());
+}
+
+ErrorOr<std::unique_ptr<CudnnGraph>> CudnnGraph::Load(const Problem& problem,
+                                                      const std::string& serialized,
+                                                      cudnnHandle_t handle) {
+  JQ_RETURN_UNEXPECTED_IF_ERROR(StatusOf(OpenCudnn()));
+  auto impl = std::unique_ptr<Impl>(new Impl{problem, "", InputSlots(problem), {}});
+  JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("loading a plan", problem, [&]() -> fe::error_t {
+    OpenRuntimeOfFrontendOnce();
+    const std::vector<uint8_t> bytes(serialized.begin(), serialized.end());
+    // Its warm-up would allocate, and launch what has not been verified.
+    return impl->graph.deserialize(handle, bytes, /*enforce_precompiled=*/true,
+                                   /*run_warmup=*/false);
+  }));
+  return std::unique_ptr<CudnnGraph>(new CudnnGraph(std::move(impl)));
 }
 
 Error CudnnGraph::Execute(cudnnHandle_t handle, const Operands& operands) const {

@@ -35,8 +35,21 @@ class CudnnGraph {
   // The plans that cuDNN's heuristics offer, best guess first.
   ErrorOr<std::vector<PlanName>> Suggest();
 
+  // Every kernel configuration of an engine, by the range that the engine itself tells; its other
+  // knobs stay as cuDNN sets them. Just the engine where it has no such knob.
+  ErrorOr<std::vector<PlanName>> Configurations(int64_t index);
+
   // Builds the plan (compiles its kernel). Refuses one that needs workspace. Once per graph.
   Error Build(const PlanName& plan);
+
+  // The built plan with its compiled kernel, for Load in a process with the same GPU model and
+  // cuDNN.
+  ErrorOr<std::string> Serialize() const;
+
+  // In place of Create and Build.
+  static ErrorOr<std::unique_ptr<CudnnGraph>> Load(const Problem& problem,
+                                                   const std::string& serialized,
+                                                   cudnnHandle_t handle);
 
   // Launches the built plan on the handle's stream. Several threads may, with a handle each.
   Error Execute(cudnnHandle_t handle, const Operands& operands) const;

@@ -60,4 +60,9 @@ void WriteCache(const std::string& kind, const std::string& key, const std::stri
   std::filesystem::rename(temporary, path, ignored);
 }
 
+void RemoveFromCache(const std::string& kind, const std::string& key) {
+  std::error_code ignored;
+  std::filesystem::remove(PathOf(kind, key), ignored);
+}
+
 }  // namespace jax_qconv

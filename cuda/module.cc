@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include "conv_ffi.h"
@@ -17,6 +18,7 @@
 #include "problem.h"
 #include "search.h"
 #include "settings.h"
+#include "tuner.h"
 
 namespace nb = nanobind;
 
@@ -88,18 +90,44 @@ nb::dict Device(int device) {
   return description;
 }
 
-nb::list SearchList(const std::string& problem_text, int device) {
-  const Problem problem = ValueOrThrow(Problem::Parse(problem_text));
-  const auto candidates = ValueOrThrow(WithoutGil([&] { return Search(problem, device); }));
-  nb::list list;
-  for (const Candidate& candidate : candidates) {
-    nb::dict entry;
-    entry["plan"] = candidate.name.ToString();
-    entry["us"] = nb::cast(candidate.microseconds);
-    entry["rejected"] = candidate.rejected.empty() ? nb::none() : nb::cast(candidate.rejected);
-    list.append(entry);
+// The names of plans as Python has them, and back.
+std::vector<std::string> Texts(const std::vector<PlanName>& names) {
+  std::vector<std::string> texts;
+  for (const PlanName& name : names) texts.push_back(name.ToString());
+  return texts;
+}
+std::vector<PlanName> Parse(const std::vector<std::string>& texts) {
+  std::vector<PlanName> names;
+  for (const std::string& text : texts) {
+    names.push_back(ValueOrThrow(PlanName::Parse(text)));
+    if (names.back().deferred()) throw nb::value_error("a deferred plan can't be tuned");
   }
-  return list;
+  return names;
+}
+
+std::unique_ptr<Tuner> MakeTuner(const std::string& problem_text, int device) {
+  return ValueOrThrow(Tuner::Create(ValueOrThrow(Problem::Parse(problem_text)), device));
+}
+
+std::vector<std::string> BuildPlans(Tuner& tuner, const std::vector<std::string>& texts) {
+  const std::vector<PlanName> names = Parse(texts);
+  const std::vector<Error> errors = WithoutGil([&] { return tuner.Build(names); });
+  std::vector<std::string> reasons;
+  for (const Error& error : errors) reasons.push_back(error.success() ? "" : error.message());
+  return reasons;
+}
+
+std::vector<std::string> VerifyPlans(Tuner& tuner, const std::vector<std::string>& texts) {
+  const std::vector<PlanName> names = Parse(texts);
+  const auto verdicts = ValueOrThrow(WithoutGil([&] { return tuner.Verify(names); }));
+  std::vector<std::string> reasons;
+  for (const Verdict& verdict : verdicts) reasons.push_back(verdict.reason);
+  return reasons;
+}
+
+double TimePlan(Tuner& tuner, const std::string& text, int launches) {
+  const PlanName name = Parse({text})[0];
+  return ValueOrThrow(WithoutGil([&] { return tuner.Time(name, launches); }));
 }
 
 std::string VerifyText(const std::string& problem_text, const std::string& plan, int device) {
@@ -111,19 +139,26 @@ std::string VerifyText(const std::string& problem_text, const std::string& plan,
 
 std::vector<std::string> SuggestWithoutDevice(const std::string& problem_text,
                                               const std::string& device_properties,
-                                              const std::string& engine, bool build_first) {
+                                              const std::string& engine) {
   const Problem problem = ValueOrThrow(Problem::Parse(problem_text));
-  auto make = [&] {
-    return ValueOrThrow(CudnnGraph::CreateWithoutDevice(problem, engine, device_properties));
-  };
-  const auto suggestions = ValueOrThrow(make()->Suggest());
-  if (build_first && !suggestions.empty()) {
-    const Error error = make()->Build(suggestions[0]);
-    if (error.failure()) throw std::runtime_error(error.message());
-  }
-  std::vector<std::string> names;
-  for (const PlanName& name : suggestions) names.push_back(name.ToString());
-  return names;
+  const auto graph =
+      ValueOrThrow(CudnnGraph::CreateWithoutDevice(problem, engine, device_properties));
+  const auto suggestions = ValueOrThrow(graph->Suggest());
+  return Texts(suggestions);
+}
+
+nb::bytes BuildWithoutDevice(const std::string& problem_text, const std::string& device_properties,
+                             const std::string& plan) {
+  const Problem problem = ValueOrThrow(Problem::Parse(problem_text));
+  const PlanName name = ValueOrThrow(PlanName::Parse(plan));
+  if (name.deferred()) throw nb::value_error("a deferred plan can't be built");
+  const std::string bytes = ValueOrThrow(WithoutGil([&]() -> ErrorOr<std::string> {
+    JQ_ASSIGN_OR_UNEXPECTED(
+        auto graph, CudnnGraph::CreateWithoutDevice(problem, name.engine, device_properties));
+    JQ_RETURN_UNEXPECTED_IF_ERROR(graph->Build(name));
+    return graph->Serialize();
+  }));
+  return nb::bytes(bytes.data(), bytes.size());
 }
 
 nb::bytes CompileCheckConv(int compute_capability) {
@@ -155,13 +190,31 @@ NB_MODULE(_ext, m) {
       "parse_plan",
       [](const std::string& plan) { return ValueOrThrow(PlanName::Parse(plan)).ToString(); },
       nb::arg("plan"), "The one spelling of a plan's name; ValueError if it can't be one.");
-  m.def("search", &SearchList, nb::arg("problem"), nb::arg("device"),
-        "Candidates for a problem, verified and timed: dicts of plan, us, rejected.");
+  nb::class_<Tuner>(m, "Tuner", "The candidates for one problem on one device.")
+      .def(nb::new_(&MakeTuner), nb::arg("problem"), nb::arg("device"))
+      .def(
+          "suggestions", [](const Tuner& t) { return Texts(ValueOrThrow(t.Suggestions())); },
+          "Names of the plans that cuDNN's heuristics suggest, best guess first.")
+      .def(
+          "configurations", [](const Tuner& t) { return Texts(ValueOrThrow(t.Configurations())); },
+          "The suggestions, then all other configurations of their engines.")
+      .def("build", &BuildPlans, nb::arg("plans"),
+           "Builds plans on all cores; for each what went wrong, or nothing.")
+      .def(
+          "forget", [](Tuner& t, const std::string& plan) { t.Forget(Parse({plan})[0]); },
+          nb::arg("plan"), "Drops a plan, also from the disk.")
+      .def("verify", &VerifyPlans, nb::arg("plans"),
+           "For each built plan what is wrong with its results; empty if they are exact.")
+      .def("time", &TimePlan, nb::arg("plan"), nb::arg("launches"),
+           "Microseconds of a launch, the mean of so many in a row.");
   m.def("verify", &VerifyText, nb::arg("problem"), nb::arg("plan"), nb::arg("device"),
         "What is wrong with a plan's results; empty if they are exact.");
   m.def("suggest_without_device", &SuggestWithoutDevice, nb::arg("problem"),
-        nb::arg("device_properties"), nb::arg("engine") = "cudnn", nb::arg("build_first") = false,
+        nb::arg("device_properties"), nb::arg("engine") = "cudnn",
         "Names of cuDNN's plans for a described GPU; needs no GPU.");
+  m.def("build_without_device", &BuildWithoutDevice, nb::arg("problem"),
+        nb::arg("device_properties"), nb::arg("plan"),
+        "A plan for a described GPU, with its compiled kernel, as bytes; needs no GPU.");
   m.def("compile_check_conv", &CompileCheckConv, nb::arg("compute_capability"),
         "The cubin of the checker's kernels; needs NVRTC, but no GPU.");
   m.def(

@@ -19,8 +19,12 @@ class Plan {
  public:
   ~Plan();
 
-  // Builds the plan on a device, whose context must be current. Doesn't verify it.
-  static ErrorOr<PlanPtr> Build(const Problem& problem, const PlanName& name, int device);
+  // Builds the plan on a device, whose context must be current, or loads it where an earlier process
+  // left it on disk. Doesn't verify it.
+  static ErrorOr<PlanPtr> Make(const Problem& problem, const PlanName& name, int device);
+
+  // Removes it from the disk.
+  static void Forget(const Problem& problem, const PlanName& name, int device);
 
   // Launches on `stream`; several threads may at once. No allocation, no synchronisation.
   Error Launch(const Operands& operands, CUstream stream) const;

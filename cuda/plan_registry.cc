@@ -39,13 +39,6 @@ ErrorOr<PlanPtr> PlanRegistry::FindOrMake(const std::string& key,
   return plan;
 }
 
-void PlanRegistry::Remember(const std::string& key, PlanPtr plan) {
-  std::promise<ErrorOr<PlanPtr>> promise;
-  promise.set_value(ErrorOr<PlanPtr>(std::move(plan)));
-  std::lock_guard<std::mutex> lock(mutex_);
-  Insert(key, promise.get_future().share());
-}
-
 void PlanRegistry::Insert(const std::string& key, Future plan) {
   if (plans_.emplace(key, std::move(plan)).second) order_.push_back(key);
   while (order_.size() > kCapacity) {

@@ -30,9 +30,6 @@ class PlanRegistry {
   ErrorOr<PlanPtr> FindOrMake(const std::string& key,
                               const std::function<ErrorOr<PlanPtr>()>& make);
 
-  // Adds a plan that was made otherwise.
-  void Remember(const std::string& key, PlanPtr plan);
-
  private:
   using Future = std::shared_future<ErrorOr<PlanPtr>>;
 

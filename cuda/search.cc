@@ -1,137 +1,25 @@
 #include "search.h"
 
 #include <algorithm>
-#include <atomic>
-#include <set>
-#include <system_error>
-#include <thread>
+#include <cmath>
 
-#include "checker.h"
 #include "disk_cache.h"
 #include "plan_registry.h"
+#include "tuner.h"
 
 namespace jax_qconv {
 namespace {
 
-Launch LaunchOf(const PlanPtr& plan) {
-  return
-      [plan](const Operands& operands, CUstream stream) { return plan->Launch(operands, stream); };
-}
-
-// What decides whether a plan is exact: the problem, its kernel (which cuDNN has NVRTC compile),
-// the GPU, and how it is verified. A verdict is believed for as long as its key is the same.
-std::string VerdictKey(const Problem& problem, const PlanName& name, const DeviceInfo& device,
-                       int64_t cudnn) {
-  return StrCat(problem.text, " | ", name.ToString(), " | ", device.name, " sm_",
-                device.compute_capability, " | cudnn ", CudnnVersionText(cudnn), " graph ",
-                kCudnnGraphVersion, " nvrtc ", NvrtcVersion(), " | checker ", Checker::Version());
-}
-
-constexpr char kExact[] = "exact";
-
-// Keeps what was found of a plan's results; that it couldn't be launched may pass.
-void KeepVerdict(const std::string& key, const Verdict& verdict) {
-  if (verdict.outcome == Verdict::kNotRun) return;
-  WriteCache("verdicts", key, verdict.outcome == Verdict::kExact ? kExact : verdict.reason);
-}
-
-ErrorOr<std::vector<PlanName>> Suggestions(const Problem& problem, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const auto handle, HandlePool::Of(device).BorrowForBuilding());
-  JQ_ASSIGN_OR_UNEXPECTED(auto graph, CudnnGraph::Create(problem, "cudnn", handle.get()));
-  return graph->Suggest();
-}
-
-// Builds every plan on its own thread of a small crew.
-std::vector<ErrorOr<PlanPtr>> BuildAll(const Problem& problem, const std::vector<PlanName>& names,
-                                       int device) {
-  std::vector<ErrorOr<PlanPtr>> plans(names.size(), ErrorOr<PlanPtr>(PlanPtr()));
-  std::atomic<size_t> next{0};
-  auto work = [&] {
-    const auto scope = ScopedDevice::Enter(device);
-    for (size_t i; (i = next++) < names.size();) {
-      plans[i] = !scope.has_value()
-                     ? ErrorOr<PlanPtr>(Unexpected(scope.error()))
-                     : NoThrow([&] { return Plan::Build(problem, names[i], device); });
-    }
-  };
-  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-  std::vector<std::jthread> crew;  // joined at the end, whatever happens
-  try {
-    for (size_t i = 1; i < std::min(cores, names.size()); ++i) crew.emplace_back(work);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those there are do the work.
-  }
-  work();
-  crew.clear();
-  return plans;
-}
-
-// Search, and the fastest plan itself (null if no candidate is right).
-struct SearchResult {
-  std::vector<Candidate> candidates;
-  PlanPtr best;
-};
-
-ErrorOr<SearchResult> SearchPlans(const Problem& problem, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const int64_t cudnn, OpenCudnn());
-  JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
-  JQ_ASSIGN_OR_UNEXPECTED(const ScopedDevice scope, ScopedDevice::Enter(device));
-  JQ_ASSIGN_OR_UNEXPECTED(const auto suggestions, Suggestions(problem, device));
-
-  SearchResult result;
-  std::set<std::string> seen;  // heuristics and their fallback may offer one plan twice
-  std::vector<PlanName> names;
-  for (const PlanName& name : suggestions) {
-    if (!seen.insert(name.ToString()).second) continue;
-    names.push_back(name);
-    result.candidates.push_back({name, {}, {}});
-  }
-  const auto plans = BuildAll(problem, names, device);
-
-  std::vector<std::pair<Candidate*, PlanPtr>> built;
-  for (size_t i = 0; i < plans.size(); ++i) {
-    if (plans[i].has_value()) {
-      built.emplace_back(&result.candidates[i], *plans[i]);
-    } else {
-      result.candidates[i].rejected = plans[i].error().message();
-    }
-  }
-  if (built.empty()) return result;
-
-  JQ_ASSIGN_OR_UNEXPECTED(Checker checker, Checker::Create(problem, info));
-  std::vector<Launch> launches;
-  for (const auto& [candidate, plan] : built) launches.push_back(LaunchOf(plan));
-  JQ_ASSIGN_OR_UNEXPECTED(const auto verdicts, checker.Verify(launches));
-  std::optional<double> best_time;
-  for (size_t i = 0; i < built.size(); ++i) {
-    auto& [candidate, plan] = built[i];
-    candidate->rejected = verdicts[i].reason;
-    KeepVerdict(VerdictKey(problem, candidate->name, info, cudnn), verdicts[i]);
-    if (verdicts[i].outcome != Verdict::kExact) continue;
-    JQ_ASSIGN_OR_UNEXPECTED(candidate->microseconds, checker.Time(launches[i]));
-    if (!best_time || *candidate->microseconds < *best_time) {
-      best_time = candidate->microseconds;
-      result.best = plan;
-    }
-  }
-  return result;
-}
-
+// Empty if the plan is exact, else what is wrong with it.
 ErrorOr<std::string> VerifyPlan(const Problem& problem, const PlanPtr& plan, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const int64_t cudnn, OpenCudnn());
-  JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
-  const std::string key = VerdictKey(problem, plan->name(), info, cudnn);
-  if (const auto verdict = ReadCache("verdicts", key)) {
-    return *verdict == kExact ? std::string() : *verdict;
-  }
-  JQ_ASSIGN_OR_UNEXPECTED(Checker checker, Checker::Create(problem, info));
-  JQ_ASSIGN_OR_UNEXPECTED(const auto verdicts, checker.Verify({LaunchOf(plan)}));
-  KeepVerdict(key, verdicts[0]);
+  JQ_ASSIGN_OR_UNEXPECTED(const auto tuner, Tuner::Create(problem, device));
+  tuner->Add(plan);
+  JQ_ASSIGN_OR_UNEXPECTED(const auto verdicts, tuner->Verify({plan->name()}));
   return verdicts[0].reason;
 }
 
 ErrorOr<PlanPtr> BuildVerified(const Problem& problem, const PlanName& name, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(PlanPtr plan, Plan::Build(problem, name, device));
+  JQ_ASSIGN_OR_UNEXPECTED(PlanPtr plan, Plan::Make(problem, name, device));
   JQ_ASSIGN_OR_UNEXPECTED(const std::string verdict, VerifyPlan(problem, plan, device));
   if (verdict.empty()) return plan;
   return Unexpected(
@@ -139,33 +27,75 @@ ErrorOr<PlanPtr> BuildVerified(const Problem& problem, const PlanName& name, int
             StrCat("plan '", name.ToString(), "' is refused for '", problem.text, "': ", verdict)));
 }
 
-ErrorOr<PlanPtr> BestPlan(const Problem& problem, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const SearchResult result, SearchPlans(problem, device));
-  if (result.best != nullptr) return result.best;
-  std::string reasons;
-  for (const Candidate& candidate : result.candidates) {
-    reasons += StrCat("; ", candidate.name.ToString(), ": ", candidate.rejected);
+// The least of a few short runs.
+ErrorOr<double> Time(Tuner& tuner, const PlanName& name) {
+  constexpr int kRuns = 5, kLaunches = 10;
+  double best = HUGE_VAL;
+  for (int run = 0; run < kRuns; ++run) {
+    JQ_ASSIGN_OR_UNEXPECTED(const double time, tuner.Time(name, kLaunches));
+    best = std::min(best, time);
   }
+  return best;
+}
+
+ErrorOr<PlanPtr> BestSuggestion(const Problem& problem, int device) {
+  JQ_ASSIGN_OR_UNEXPECTED(const auto tuner, Tuner::Create(problem, device));
+  JQ_ASSIGN_OR_UNEXPECTED(const auto names, tuner->Suggestions());
+  const std::vector<Error> errors = tuner->Build(names);
+  std::vector<PlanName> built;
+  std::string reasons;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (errors[i].success()) {
+      built.push_back(names[i]);
+    } else {
+      reasons += StrCat("; ", names[i].ToString(), ": ", errors[i].message());
+    }
+  }
+  PlanPtr best;
+  double least = HUGE_VAL;
+  JQ_ASSIGN_OR_UNEXPECTED(const auto verdicts, tuner->Verify(built));
+  for (size_t i = 0; i < built.size(); ++i) {
+    if (verdicts[i].outcome != Verdict::kExact) {
+      reasons += StrCat("; ", built[i].ToString(), ": ", verdicts[i].reason);
+      continue;
+    }
+    JQ_ASSIGN_OR_UNEXPECTED(const double time, Time(*tuner, built[i]));
+    if (time < least) {
+      least = time;
+      best = tuner->Find(built[i]);
+    }
+  }
+  for (const PlanName& name : built) {
+    if (best == nullptr || name.ToString() != best->name().ToString()) tuner->Forget(name);
+  }
+  if (best != nullptr) return best;
   return Unexpected(
       Error(ErrorCode::kUnimplemented,
             StrCat("cuDNN has no plan that can run '", problem.text, "' exactly", reasons,
                    "; use implementation='reference', or another padding of the channels")));
 }
 
-}  // namespace
-
-ErrorOr<std::vector<Candidate>> Search(const Problem& problem, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(SearchResult result, SearchPlans(problem, device));
-  if (result.best != nullptr) {
-    PlanRegistry::Get().Remember(PlanRegistry::Key(problem, result.best->name(), false, device),
-                                 result.best);
+// BestSuggestion, remembered on disk by its name.
+ErrorOr<PlanPtr> BestSuggestionOnce(const Problem& problem, int device) {
+  JQ_ASSIGN_OR_UNEXPECTED(const int64_t cudnn, OpenCudnn());
+  JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
+  const std::string key =
+      StrCat(problem.text, " | ", info.name, " | cudnn ", CudnnVersionText(cudnn));
+  if (const auto kept = ReadCache("suggested", key)) {
+    if (const auto name = PlanName::Parse(*kept); name.has_value() && !name->deferred()) {
+      if (auto plan = BuildVerified(problem, *name, device); plan.has_value()) return plan;
+    }
   }
-  return std::move(result.candidates);
+  auto plan = BestSuggestion(problem, device);
+  if (plan.has_value()) WriteCache("suggested", key, (*plan)->name().ToString());
+  return plan;
 }
+
+}  // namespace
 
 ErrorOr<std::string> Verify(const Problem& problem, const PlanName& name, int device) {
   JQ_ASSIGN_OR_UNEXPECTED(const ScopedDevice scope, ScopedDevice::Enter(device));
-  JQ_ASSIGN_OR_UNEXPECTED(PlanPtr plan, Plan::Build(problem, name, device));
+  JQ_ASSIGN_OR_UNEXPECTED(PlanPtr plan, Plan::Make(problem, name, device));
   return VerifyPlan(problem, plan, device);
 }
 
@@ -178,7 +108,7 @@ ErrorOr<PlanPtr> ResolvePlan(const Problem& problem, const PlanName& name, bool 
       auto plan = BuildVerified(problem, name, device);
       if (plan.has_value() || pinned) return plan;
     }
-    return BestPlan(problem, device);
+    return BestSuggestionOnce(problem, device);
   });
 }
 

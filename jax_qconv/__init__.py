@@ -10,6 +10,8 @@ from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import Binding, PackedConv
 from jax_qconv._quantize import QTensor, dequantize, quantize
 from jax_qconv._spec import Activation
+from jax_qconv._tune import tune
+from jax_qconv._tuning import Tuned, TuningError
 
 __all__ = [
     "Activation",
@@ -18,12 +20,15 @@ __all__ = [
     "Info",
     "PackedConv",
     "QTensor",
+    "Tuned",
+    "TuningError",
     "Unpacked",
     "dequantize",
     "info",
     "prepack",
     "qconv",
     "quantize",
+    "tune",
     "unpack",
 ]
 

@@ -1,20 +1,88 @@
-"""`python -m jax_qconv info`: what is installed and which engines are usable."""
+"""`python -m jax_qconv`: what is installed, tuning, and the store of tuned plans."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import pathlib
+import sys
 
 import jax_qconv
+from jax_qconv import _cli
+from jax_qconv._networks import NETWORKS
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and run the command."""
+def _candidates(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jax_qconv", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print versions, devices and the state of each engine")
-    parser.parse_args(argv)
-    print(jax_qconv.info())
+
+    tune = commands.add_parser("tune", help="tune the convolutions of well-known networks")
+    tune.add_argument("--model", nargs="+", choices=NETWORKS, required=True, help="which networks")
+    tune.add_argument("--batch", type=_batches, default=[1, 8, 128], help="sizes (1,8,128)")
+    tune.add_argument(
+        "--candidates",
+        type=_candidates,
+        help="plans to try beside cuDNN's suggestions: a number, or 'all' (see jax_qconv.tune)",
+    )
+    tune.add_argument("--again", action="store_true", help="also what has been tuned")
+    tune.add_argument("--workers", type=int, help="processes (half of the cores, at most 8)")
+
+    plans = commands.add_parser("plans", help="look after the store of tuned plans")
+    actions = plans.add_subparsers(dest="action", required=True)
+    show = actions.add_parser("show", help="everything that was tried for some problems")
+    chosen = {
+        "list": actions.add_parser("list", help="a line for each plan"),
+        "show": show,
+        "clear": actions.add_parser("clear", help="forget plans"),
+        "export": actions.add_parser("export", help="write plans to a file"),
+    }
+    for name, action in chosen.items():
+        action.add_argument(
+            "--match",
+            default="",
+            required=name == "clear",
+            help="only where the GPU's name, cuDNN's version or the problem has this text"
+            + ("; '' for all" if name == "clear" else ""),
+        )
+    chosen["export"].add_argument("file", type=pathlib.Path)
+    load = actions.add_parser("import", help="take plans over from a file")
+    load.add_argument("file", type=pathlib.Path)
+    load.add_argument("--replace", action="store_true", help="also where there is one already")
+    return parser
+
+
+def _batches(text: str) -> list[int]:
+    return [int(size) for size in text.split(",")]
+
+
+def main(argv: list[str] | None = None) -> int | str | None:
+    """Parse the command line and run the command; returns the exit status or a complaint."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "info":
+            print(jax_qconv.info())
+        elif args.command == "tune":
+            # This process computes nothing: it leaves the memory to those that tune.
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+            return _cli.tune(args)
+        else:
+            return _cli.PLANS[args.action](args)
+    except KeyboardInterrupt:
+        return "interrupted; what was finished is stored"
+    except (RuntimeError, ValueError, OSError) as error:
+        return f"{parser_name(args)}: {error}"
+    return None
+
+
+def parser_name(args: argparse.Namespace) -> str:
+    """The command as it was given, for messages."""
+    return " ".join(filter(None, ["jax_qconv", args.command, getattr(args, "action", None)]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

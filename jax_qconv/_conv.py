@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax_qconv import _primitive, _spec
 from jax_qconv._arrays import as_array, check_scale, is_concrete, pad_channels
 from jax_qconv._packed_conv import Binding, PackedConv, check_format, resolve_out_dtype
 from jax_qconv._quantize import QTensor
+from jax_qconv._space_to_depth import Blocks
 
 
 def qconv(
@@ -24,6 +26,7 @@ def qconv(
     activation: _spec.Activation | str | None = None,
     implementation: str | None = None,
     plan: str | None = None,
+    autotune: str = "cached",
 ) -> QTensor | jax.Array:
     """2-D int8 convolution with scale, bias, residual, activation and rounding in one kernel.
 
@@ -49,6 +52,11 @@ def qconv(
         implementation: ``"cudnn"`` or ``"reference"``, which is then used or refused; None
             means cuDNN on CUDA and the reference elsewhere.
         plan: name of the plan to use or refuse, such as ``"cudnn:4:cfg=26"``; None chooses.
+        autotune: how the plan is chosen when the call is compiled for a local GPU: ``"cached"``
+            takes one that was tuned before, here or by the authors of this package, else what a
+            model of the hardware picks; ``"on"`` tunes where there is none (seconds for each
+            distinct convolution, see `tune`); ``"off"`` takes what the model picks. Results are
+            the same bytes.
 
     Returns:
         A `QTensor` for int8 outputs; else an array ``[N, P, Q, K; out_dtype]``. An int32
@@ -64,6 +72,10 @@ def qconv(
             f"implementation={implementation!r} is not known; use one of "
             f"{list(_primitive.IMPLEMENTATIONS)} or None."
         )
+    if autotune not in _primitive.AUTOTUNE:
+        raise ValueError(
+            f"autotune={autotune!r} is not known; use one of {list(_primitive.AUTOTUNE)}."
+        )
     if plan is not None and not isinstance(plan, str):
         raise TypeError(f"plan must be the name of a plan or None, got {plan!r}.")
     if plan is not None and implementation == "reference":
@@ -74,9 +86,10 @@ def qconv(
     binding, activation, dtype = _resolve_epilogue(
         packed, x_scale, residual, out_scale, out_dtype, activation
     )
+    stored_c, stored_k = packed.stored_channels
     problem = _spec.Problem.make(
         x_shape=values.shape,
-        w_shape=packed.weight.shape,
+        w_shape=(stored_k, *packed.kernel_size, stored_c),
         strides=packed.strides,
         padding=packed.padding,
         dilation=packed.dilation,
@@ -91,15 +104,37 @@ def qconv(
         operands |= {name: getattr(constants, name) for name in ("m", "b", "m_r", "lower", "upper")}
     if residual is not None:
         operands["r"] = _check_residual(residual, problem, packed.out_channels)
-    out = _primitive.bind(
-        problem,
-        tuple(operands[name] for name in problem.operand_names),
-        implementation=implementation,
-        plan=plan,
-    )
+    engine = {"implementation": implementation, "plan": plan, "autotune": autotune}
+    if packed.blocks is None:
+        out = _bind(problem, operands, **engine)
+    else:
+        out = _bind_blocks(packed.blocks, problem, operands, **engine)
     if binding is not None and dtype == "int8":
         return QTensor(out, binding.out_scale, None, packed.out_channels)
     return out[..., : packed.out_channels]
+
+
+def _bind(problem: _spec.Problem, operands: dict[str, Any], **engine: Any) -> jax.Array:
+    return _primitive.bind(problem, tuple(operands[n] for n in problem.operand_names), **engine)
+
+
+def _bind_blocks(
+    blocks: Blocks, problem: _spec.Problem, operands: dict[str, Any], **engine: Any
+) -> jax.Array:
+    """The convolution of blocks, its operands cut and its output put together again."""
+    out_size = problem.out_shape[1:3]
+    cut = operands | {"x": blocks.x(operands["x"], problem.padding, out_size)}
+    if problem.residual:
+        cut["r"] = blocks.residual(operands["r"])
+    inner = dataclasses.replace(
+        problem,
+        x_shape=cut["x"].shape,
+        w_shape=cut["w"].shape,
+        strides=(1, 1),
+        padding=((0, 0), (0, 0)),
+    )
+    inner.check()
+    return blocks.out(_bind(inner, cut, **engine), out_size)
 
 
 def _check_x(x: Any, packed: PackedConv) -> tuple[jax.Array, Any]:
@@ -115,7 +150,7 @@ def _check_x(x: Any, packed: PackedConv) -> tuple[jax.Array, Any]:
         raise TypeError(f"x must be int8, got {values.dtype}{remedy}.")
     if values.ndim != 4:
         raise ValueError(f"x must have 4 axes (N, H, W, C), got shape {list(values.shape)}.")
-    stored = packed.weight.shape[3]
+    stored, _ = packed.stored_channels
     if channels is None:
         channels = packed.in_channels if values.shape[3] == stored else values.shape[3]
     _check_stored("x", channels, values)

@@ -50,6 +50,7 @@ def fold(
     activation: Activation,
     channels: int,
     stored: int,
+    copies: int = 1,
 ) -> Constants:
     """Fold scales, bias and bounds into `Constants`.
 
@@ -59,6 +60,7 @@ def fold(
         x_scale, out_scale, residual_scale: ``[; float32]``; out_scale None means float output.
         activation: bounds in real units.
         channels, stored: logical and stored K; padded channels get zeros.
+        copies: how often the stored channels follow each other.
     """
     scales = [weight_scale, bias, x_scale, residual_scale, out_scale]
     if all(v is None or is_concrete(v) for v in scales):
@@ -73,7 +75,8 @@ def fold(
     m, b, *rest = (v if v is None else jnp.asarray(v, jnp.float32) for v in folded)
 
     def spread(v: Any) -> jax.Array:
-        return jnp.pad(jnp.broadcast_to(v, (channels,)), (0, stored - channels))
+        padded = jnp.pad(jnp.broadcast_to(v, (channels,)), (0, stored - channels))
+        return padded if copies == 1 else jnp.tile(padded, copies)
 
     return Constants(spread(m), spread(b), *rest)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax_qconv import _spec
 from jax_qconv._arrays import check_scale
 from jax_qconv._fold import Constants, fold
+from jax_qconv._space_to_depth import Blocks
 
 _STATIC = {"static": True}  # part of the pytree's structure, not a leaf
 
@@ -46,7 +47,8 @@ class PackedConv:
     an argument or a result of jitted functions, be donated, sharded and saved like any other.
 
     Attributes:
-        weight: ``[K, R, S, C; int8]``, channels as stored (padded with zeros).
+        weight: ``[K, R, S, C; int8]``, channels as stored (padded with zeros), or cut into
+            `blocks`.
         weight_scale: ``[K or scalar; float32]``, K logical.
         bias: ``[K; float32]`` in real units, or None.
         binding: folded scales, or None until `bind`.
@@ -56,6 +58,7 @@ class PackedConv:
         padding: ``"SAME"``, ``"VALID"`` or ((top, bottom), (left, right)).
         dilation: (height, width) of the kernel.
         groups: feature groups; 1 for now.
+        blocks: how the weights are cut for space to depth, or None for the direct form.
         format_version: of this format.
     """
 
@@ -69,17 +72,19 @@ class PackedConv:
     padding: _spec.Padding = dataclasses.field(metadata=_STATIC)
     dilation: tuple[int, int] = dataclasses.field(metadata=_STATIC)
     groups: int = dataclasses.field(metadata=_STATIC)
+    blocks: Blocks | None = dataclasses.field(default=None, metadata=_STATIC)
     format_version: int = dataclasses.field(default=_spec.FORMAT_VERSION, metadata=_STATIC)
 
     @property
     def kernel_size(self) -> tuple[int, int]:
         """(R, S): height and width of the kernel."""
-        return tuple(self.weight.shape[1:3])
+        return self.blocks.kernel if self.blocks else tuple(self.weight.shape[1:3])
 
     @property
     def stored_channels(self) -> tuple[int, int]:
         """(C, K) as stored, padding included."""
-        return self.weight.shape[3], self.weight.shape[0]
+        k, _, _, c = self.weight.shape
+        return (self.blocks.channels, k // self.blocks.count) if self.blocks else (c, k)
 
     @property
     def nbytes(self) -> int:
@@ -133,7 +138,8 @@ class PackedConv:
             residual_scale=residual_scale,
             activation=activation,
             channels=self.out_channels,
-            stored=self.weight.shape[0],
+            stored=self.stored_channels[1],
+            copies=self.blocks.count if self.blocks else 1,
         )
         binding = Binding(constants, x_scale, out_scale, residual_scale, activation, dtype)
         return dataclasses.replace(self, binding=binding)
@@ -153,7 +159,8 @@ class PackedConv:
             f"PackedConv({self.in_channels} -> {self.out_channels}{stored}, {kernel} kernel, "
             f"strides={self.strides}, padding={self.padding!r}, dilation={self.dilation}, "
             f"groups={self.groups}, scale per {per}, "
-            f"bias={'no' if self.bias is None else 'yes'}{bound})"
+            f"bias={'no' if self.bias is None else 'yes'}"
+            f"{', space to depth' if self.blocks else ''}{bound})"
         )
 
 
@@ -167,9 +174,10 @@ def check_format(packed: Any) -> None:
             f"{_spec.FORMAT_VERSION}. Update jax_qconv, or prepack the weights again."
         )
     stored, k = getattr(packed.weight, "shape", ()), packed.out_channels
-    if len(stored) != 4 or stored[0] < k or stored[3] < packed.in_channels:
+    copies = packed.blocks.count if packed.blocks else 1
+    if len(stored) != 4 or stored[0] < copies * k or stored[3] < packed.in_channels:
         raise ValueError(
-            f"packed.weight must be of shape [K, R, S, C] with K >= {k} and C >= "
+            f"packed.weight must be of shape [K, R, S, C] with K >= {copies * k} and C >= "
             f"{packed.in_channels}, got {list(stored)}; stacked packs are for jax.lax.scan and "
             "jax.vmap, which take them apart."
         )

@@ -1,43 +1,45 @@
-"""Which plan a call gets when it is lowered, and the memory of earlier choices."""
+"""Which plan a call gets when it is lowered."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pathlib
-import tempfile
-import threading
-import warnings
-from concurrent.futures import Future
-from typing import Any
+import functools
 
 import jax
 
-from jax_qconv import _native
+from jax_qconv import _native, _plan_model, _plan_store, _tuning
 from jax_qconv._spec import Problem
+
+AUTOTUNE = ("cached", "on", "off")
+"""What may be looked up and tuned when a call is lowered; see `plan_for`."""
 
 DEFERRED = "cudnn"
 """Plan name of a call that is lowered without a choice: each device makes its own."""
 
 
-def plan_for(problem: Problem, plan: str | None) -> str:
+def plan_for(problem: Problem, plan: str | None, autotune: str) -> str:
     """The name of the plan to write into the call.
 
-    In order: the plan named by the caller; this process's and this user's earlier choice for
-    the same problem, GPU model and cuDNN; the fastest of cuDNN's heuristic plans that needs
-    no workspace and passes verification on the local GPU; where there is no GPU, or there are
-    several processes, `DEFERRED`.
+    In order: the plan named by the caller; unless ``autotune`` is ``"off"``, a stored one (the
+    user's, or the package's table); with ``"on"``, the best of a search made now; what the model
+    of the hardware picks; `DEFERRED`, cuDNN's own suggestions tried where the call first runs.
+    All but the caller's are verified before they run, and replaced if they aren't exact.
     """
     if plan is not None:
         return _native.extension().parse_plan(plan)
-    if jax.process_count() > 1:
-        # All processes must lower the same program; timings would make them differ.
+    device = local_gpu()
+    if device is None or jax.process_count() > 1:
+        # All processes must lower the same program; stores and timings would make them differ.
         return DEFERRED
-    device = _local_gpu()
-    return DEFERRED if device is None else _choose_once(problem, device)
+    target = target_of(device)
+    found = None if autotune == "off" else _plan_store.find(str(problem), target)
+    if autotune == "on" and (found is None or not found.exact):
+        return _tune(problem, device)
+    if found is not None:
+        return found.plan
+    return next(iter(_plan_model.rank(problem, target.compute_capability)), DEFERRED)
 
 
-def _local_gpu() -> int | None:
+def local_gpu() -> int | None:
     """Ordinal of the GPU that plans are chosen on, or None without one."""
     try:
         return jax.local_devices(backend="cuda")[0].local_hardware_id
@@ -45,75 +47,17 @@ def _local_gpu() -> int | None:
         return None
 
 
-_choices: dict[tuple[Problem, int], Future[str]] = {}
-_choices_lock = threading.Lock()
+@functools.cache
+def target_of(device: int) -> _plan_store.Target:
+    """What plans for a GPU are tuned for. The backend that uses it must have been started."""
+    return _plan_store.Target(**_native.extension().device(device))
 
 
-def _choose_once(problem: Problem, device: int) -> str:
-    """`_choose`, remembered. One thread chooses, others that ask for the same wait for it."""
-    choice: Future[str] = Future()
-    with _choices_lock:
-        known = _choices.setdefault((problem, device), choice)
-    if known is not choice:
-        return known.result()
-    try:
-        choice.set_result(_choose(problem, device))
-    except BaseException as error:
-        # It may pass (out of memory, say): those who wait hear of it, the next one tries again.
-        with _choices_lock:
-            del _choices[problem, device]
-        choice.set_exception(error)
-    return choice.result()
-
-
-def _choose(problem: Problem, device: int) -> str:
-    ext = _native.extension()
-    key = {"problem": str(problem), **ext.device(device)}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = _native.cache_dir() / "plans" / f"{digest}.json"
-    stored = _read(path)
-    if stored is not None and all(stored.get(name) == value for name, value in key.items()):
-        try:
-            return ext.parse_plan(stored["plan"])
-        except ValueError as error:
-            _warn(f"{path} holds no plan of this version and is replaced ({error}).")
-    ranking = ext.search(str(problem), device)
-    best = min((c for c in ranking if c["us"] is not None), key=lambda c: c["us"], default=None)
-    if best is None:
-        rejected = "; ".join(f"{c['plan']}: {c['rejected']}" for c in ranking) or "none was offered"
+def _tune(problem: Problem, device: int) -> str:
+    (result,) = _tuning.tune_problems([problem], device=device, target=target_of(device))
+    if result.entry is None:
         raise _native.EngineUnavailableError(
-            f"cuDNN has no plan that can run {problem} exactly ({rejected}). "
+            f"cuDNN has no plan that can run {problem} exactly ({result.error}). "
             "Use implementation='reference', or another padding of the channels (pad_to=)."
         )
-    _write(path, {**key, "plan": best["plan"], "ranking": ranking})
-    return best["plan"]
-
-
-def _read(path: Any) -> dict[str, Any] | None:
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        _warn(f"{path} can't be read and is ignored ({error}).")
-        return None
-    return stored if isinstance(stored, dict) and isinstance(stored.get("plan"), str) else None
-
-
-def _write(path: Any, stored: dict[str, Any]) -> None:
-    """Atomically: a reader sees the old file or the new one. A full disk costs only time."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            temporary = pathlib.Path(file.name)
-            json.dump(stored, file, indent=1)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        _warn(f"{path} can't be written: the search will be repeated ({error}).")
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
+    return result.entry.plan

@@ -19,6 +19,7 @@ from jax_qconv._arrays import INTEGER_OP_GRADIENT
 from jax_qconv._spec import Problem, is_int
 
 IMPLEMENTATIONS = ("cudnn", "reference")
+AUTOTUNE = _plans.AUTOTUNE
 
 conv_p = Primitive("jax_qconv")
 
@@ -29,9 +30,15 @@ def bind(
     *,
     implementation: str | None,
     plan: str | None,
+    autotune: str,
 ) -> jax.Array:
     """Apply the convolution to operands in the order of ``problem.operand_names``."""
-    params = {"problem": problem, "implementation": implementation, "plan": plan}
+    params = {
+        "problem": problem,
+        "implementation": implementation,
+        "plan": plan,
+        "autotune": autotune,
+    }
     return conv_p.bind(*_equally_varying(operands), **params)
 
 
@@ -45,7 +52,7 @@ def _equally_varying(operands: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "implementation", "plan"))
+@functools.partial(jax.jit, static_argnames=("problem", "implementation", "plan", "autotune"))
 def _jitted(*operands: jax.Array, **params: Any) -> jax.Array:
     return conv_p.bind(*operands, **params)
 
@@ -63,8 +70,14 @@ def _abstract_eval(x: Any, *_: Any, problem: Problem, **__: Any) -> Any:
 
 
 def _lower_reference(
-    ctx: Any, *operands: Any, problem: Problem, implementation: str | None, plan: str | None
+    ctx: Any,
+    *operands: Any,
+    problem: Problem,
+    implementation: str | None,
+    plan: str | None,
+    autotune: str,
 ) -> Any:
+    del autotune  # there is nothing to choose
     platforms = tuple(ctx.platforms or ctx.module_context.platforms)
     if implementation == "cudnn" or plan is not None:
         asked = "implementation='cudnn'" if plan is None else f"plan={plan!r}"
@@ -85,7 +98,12 @@ def _lower_in_jax(ctx: Any, operands: Any, problem: Problem, *, native_conv: boo
 
 
 def _lower_cuda(
-    ctx: Any, *operands: Any, problem: Problem, implementation: str | None, plan: str | None
+    ctx: Any,
+    *operands: Any,
+    problem: Problem,
+    implementation: str | None,
+    plan: str | None,
+    autotune: str,
 ) -> Any:
     if implementation == "reference":
         return _lower_in_jax(ctx, operands, problem, native_conv=False)
@@ -93,7 +111,7 @@ def _lower_cuda(
     if 0 in problem.out_shape:
         # Nothing to launch; but a plan that was named is still read.
         if plan is not None:
-            _plans.plan_for(problem, plan)
+            _plans.plan_for(problem, plan, autotune)
         return _lower_in_jax(ctx, operands, problem, native_conv=False)
     if not all(map(is_int, problem.x_shape)):
         raise ValueError(
@@ -106,7 +124,7 @@ def _lower_cuda(
         *operands,
         schema=np.int64(_native.SCHEMA),
         problem=str(problem),
-        plan=_plans.plan_for(problem, plan),
+        plan=_plans.plan_for(problem, plan, autotune),
         # A plan named by the caller is used or refused; one found by us may be replaced.
         pinned=plan is not None,
     )

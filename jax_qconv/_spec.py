@@ -271,6 +271,32 @@ class Problem:
         problem.check()
         return problem
 
+    @classmethod
+    def parse(cls, text: str) -> Problem:
+        """The opposite of `str`.
+
+        Raises:
+            KeyError, ValueError: if it isn't such a text.
+        """
+        fields = dict(field.split("=") for field in text.split())
+
+        def ints(name: str) -> tuple[Any, ...]:
+            return tuple(map(int, fields[name].split(",")))
+
+        top, bottom, left, right = ints("padding")
+        return cls(
+            x_shape=ints("x"),
+            w_shape=ints("w"),
+            strides=ints("strides"),
+            padding=((top, bottom), (left, right)),
+            dilation=ints("dilation"),
+            groups=int(fields["groups"]),
+            out_dtype=fields["out"],
+            activation=fields["activation"],
+            slope=float(fields["slope"]),
+            residual=fields["residual"] == "1",
+        )
+
     def with_batch(self, n: int) -> Problem:
         """The same convolution of another batch, checked as `make` does."""
         problem = dataclasses.replace(self, x_shape=(n, *self.x_shape[1:]))

@@ -13,9 +13,11 @@ from jax_qconv import _native
 
 def main(properties: str, *problems: str) -> None:
     """Suggest plans for each problem and build the first one."""
-    device = pathlib.Path(properties).read_text()
-    suggest = _native.extension().suggest_without_device
-    print(json.dumps({p: suggest(p, device, build_first=True) for p in problems}))
+    device, extension = pathlib.Path(properties).read_text(), _native.extension()
+    suggestions = {p: extension.suggest_without_device(p, device) for p in problems}
+    for problem, (first, *_) in suggestions.items():
+        assert extension.build_without_device(problem, device, first)
+    print(json.dumps(suggestions))
 
 
 if __name__ == "__main__":

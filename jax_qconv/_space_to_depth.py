@@ -1,0 +1,138 @@
+"""Strided convolutions of few channels as dense ones: blocks of pixels become channels.
+
+Hopper's matrix units want many input channels; the first layer of a network has three. Cut the
+(padded) input into blocks of b x b pixels, b = strides * phases, and a convolution by blocks gives
+the same integer sums, with all phases x phases outputs of a block as channels. For 7x7 with stride
+2: 4x4 blocks of 4 channels, a 3x3 convolution from 64 to 4 K channels, and depth to space. A kernel
+as large as its strides needs one phase: then it is a reshape and a 1x1 convolution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+Pair = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a convolution is cut; a static part of its pack.
+
+    Attributes:
+        kernel: (R, S) of the convolution.
+        strides: (height, width) of the convolution.
+        channels: C as stored.
+    """
+
+    kernel: Pair
+    strides: Pair
+    channels: int
+
+    @property
+    def phases(self) -> Pair:
+        """Outputs of a block along height and width."""
+        return (1, 1) if self.kernel == self.strides else (2, 2)
+
+    @property
+    def size(self) -> Pair:
+        """(height, width) of a block in pixels."""
+        return self.strides[0] * self.phases[0], self.strides[1] * self.phases[1]
+
+    @property
+    def count(self) -> int:
+        """Outputs of a block: its share of the output channels has as many parts."""
+        return self.phases[0] * self.phases[1]
+
+    @property
+    def blocked_kernel(self) -> Pair:
+        """(R, S) in blocks: from the first pixel of the first phase to the last of the last."""
+        last = [
+            (phases - 1) * stride + kernel - 1
+            for phases, stride, kernel in zip(self.phases, self.strides, self.kernel, strict=True)
+        ]
+        return last[0] // self.size[0] + 1, last[1] // self.size[1] + 1
+
+    def weight(self, weight: jax.Array) -> jax.Array:
+        """``[K, R, S, C]`` to ``[phases * K, R', S', block * C]``."""
+        k, r, s, _ = weight.shape
+        (rows, columns), (height, width) = self.blocked_kernel, self.size
+        parts = []
+        for i in range(self.phases[0]):
+            for j in range(self.phases[1]):
+                top, left = i * self.strides[0], j * self.strides[1]
+                below = rows * height - r - top, columns * width - s - left
+                pads = ((0, 0), (top, below[0]), (left, below[1]), (0, 0))
+                parts.append(jnp.pad(weight, pads))
+        split = jnp.concatenate(parts).reshape(-1, rows, height, columns, width, self.channels)
+        return split.transpose(0, 1, 3, 2, 4, 5).reshape(self.count * k, rows, columns, -1)
+
+    def unweight(self, weight: jax.Array) -> jax.Array:
+        """The opposite of `weight`; the first phase holds all of it."""
+        (rows, columns), (height, width) = self.blocked_kernel, self.size
+        first = weight[: weight.shape[0] // self.count]
+        split = first.reshape(-1, rows, columns, height, width, self.channels)
+        whole = split.transpose(0, 1, 3, 2, 4, 5)
+        whole = whole.reshape(-1, rows * height, columns * width, self.channels)
+        return whole[:, : self.kernel[0], : self.kernel[1]]
+
+    def x(self, x: jax.Array, padding: tuple[Pair, Pair], out_size: Pair) -> jax.Array:
+        """``[N, H, W, C]`` to ``[N, H', W', block * C]``, the padding brought in.
+
+        Args:
+            x: channels as stored.
+            padding: ((top, bottom), (left, right)).
+            out_size: (P, Q) of the convolution.
+        """
+        rows, columns = (
+            -(-out // phases) + kernel - 1
+            for out, phases, kernel in zip(out_size, self.phases, self.blocked_kernel, strict=True)
+        )
+        height, width = self.size
+        (top, _), (left, _) = padding
+        bottom = rows * height - top - x.shape[1]
+        right = columns * width - left - x.shape[2]
+        # A stride may leave pixels at the end that no output sees: those are cut off.
+        x = x[:, : x.shape[1] + min(bottom, 0), : x.shape[2] + min(right, 0)]
+        x = jnp.pad(x, ((0, 0), (top, max(bottom, 0)), (left, max(right, 0)), (0, 0)))
+        split = x.reshape(-1, rows, height, columns, width, self.channels)
+        return split.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), rows, columns, -1)
+
+    def out(self, out: jax.Array, out_size: Pair) -> jax.Array:
+        """``[N, P', Q', phases * K]`` to ``[N, P, Q, K]``."""
+        n, rows, columns, channels = out.shape
+        i, j = self.phases
+        split = out.reshape(n, rows, columns, i, j, channels // self.count)
+        whole = split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * i, columns * j, -1)
+        return whole[:, : out_size[0], : out_size[1]]
+
+    def residual(self, residual: jax.Array) -> jax.Array:
+        """The opposite of `out`, zeros where a block has more outputs than there are."""
+        n, p, q, k = residual.shape
+        i, j = self.phases
+        rows, columns = -(-p // i), -(-q // j)
+        padded = jnp.pad(residual, ((0, 0), (0, rows * i - p), (0, columns * j - q), (0, 0)))
+        split = padded.reshape(n, rows, i, columns, j, k)
+        return split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, self.count * k)
+
+
+def why_not(channels: int, strides: Pair, dilation: Pair) -> str | None:
+    """Why a convolution can't be cut into blocks; None if it can."""
+    if dilation != (1, 1):
+        return f"dilation is {dilation}, not 1"
+    if min(strides) < 2:
+        return f"strides are {strides}, not 2 or more"
+    if channels > 4:
+        return f"there are {channels} input channels, more than 4"
+    return None
+
+
+def pays(kernel: Pair, strides: Pair) -> bool:
+    """Whether cutting into blocks is faster, for a convolution that can be cut.
+
+    Measured on an H200: a 7x7 kernel with stride 2 gains much. A 3x3 one doesn't: it has too few
+    products to make up for the passes that rearrange its input and output.
+    """
+    return kernel == strides or (min(kernel) >= 5 and max(strides) == 2)

@@ -1,0 +1,118 @@
+"""Tune the problems that the package's table and its model of the hardware are made from.
+
+    python tests/bench/rankings.py --out tests/bench/results/h200 [--seconds 500]
+
+Goes on where the user's store of plans ends. Writes rankings.json, the time of every exact plan
+that was tried, and the table of the fastest ones that comes with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import pathlib
+import random
+import sys
+import time
+
+if __name__ == "__main__":
+    # In place of this folder, whose `layers` is another file than that of the tests.
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import jax
+from bench.layers import commit
+from tqdm import tqdm
+
+from jax_qconv import _plan_store, _plans, _tune, _tuning
+from jax_qconv._networks import NETWORKS, Layer
+from jax_qconv._spec import Problem
+
+BATCHES = (128, 1, 32, 8)
+TABLE = ("resnet50", "resnet50_plain", "resnet18", "mobilenet_v2", "efficientnet_lite0", "vgg16")
+TABLE += ("unet",)
+HELD_OUT = "yolov8s"
+"""The network that neither the table nor the model is made from, beside `odd_layers`."""
+
+HELD_OUT_CANDIDATES = 64
+"""Enough that the best plan is among them, so that the model is measured against it."""
+
+
+def odd_layers(count: int = 48, seed: int = 0) -> list[tuple[Layer, int]]:
+    """Convolutions that no network has, with batch sizes."""
+    rng = random.Random(seed)
+    found = []
+    for _ in range(count):
+        kernel, stride = rng.choice((1, 1, 3, 3, 5)), rng.choice((1, 1, 1, 2))
+        size, batch = rng.randint(5, 96), rng.choice((1, 2, 4, 16, 24, 64))
+        c, k = (rng.choice((16, 24, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512)) for _ in "ck")
+        residual = stride == 1 and rng.random() < 0.3
+        found.append((Layer(c, size, size, k, kernel, kernel, stride, residual=residual), batch))
+    return found
+
+
+def problems() -> tuple[list[Problem], list[Problem]]:
+    """Those of the table, and those held out."""
+    table = [
+        problem
+        for batch, name in itertools.product(BATCHES, TABLE)
+        for layer in NETWORKS[name]
+        for problem in _tune.layer_problems(layer, batch)
+    ]
+    others = [(layer, batch) for batch in BATCHES for layer in NETWORKS[HELD_OUT]] + odd_layers()
+    held_out = [p for layer, batch in others for p in _tune.layer_problems(layer, batch)]
+    known = set(table)
+    return list(dict.fromkeys(table)), [p for p in dict.fromkeys(held_out) if p not in known]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of rankings.json")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--workers", type=int, help="processes")
+    args = parser.parse_args()
+    device = jax.local_devices(backend="cuda")[0].local_hardware_id
+    target = _plans.target_of(device)
+    table, held_out = problems()
+    known = {e.problem for e in _plan_store.entries() if e.target == target}
+    end, failed = time.monotonic() + args.seconds, {}
+    for chosen, candidates in ((table, None), (held_out, HELD_OUT_CANDIDATES)):
+        todo = [p for p in chosen if str(p) not in known]
+        results = _tuning.tune_problems(
+            todo, device=device, target=target, candidates=candidates, workers=args.workers
+        )
+        for result in tqdm(results, total=len(todo), mininterval=10):
+            if result.error is not None:
+                failed[str(result.problem)] = result.error
+            if time.monotonic() > end:
+                break
+    write(args.out, target, {str(p) for p in held_out}, failed)
+
+
+def write(
+    out: pathlib.Path, target: _plan_store.Target, held_out: set[str], failed: dict[str, str]
+) -> None:
+    """rankings.json and the table."""
+    entries = [e for e in _plan_store.entries() if e.target == target]
+    rows = [
+        {
+            "problem": entry.problem,
+            "split": "held out" if entry.problem in held_out else "table",
+            "us": {row["plan"]: round(row["us"], 3) for row in entry.ranking if row["us"]},
+            "wrong": [
+                row["plan"] for row in entry.ranking if "wrong results" in (row["rejected"] or "")
+            ],
+        }
+        for entry in entries
+    ]
+    lines = ",\n".join(map(json.dumps, rows))
+    head = {"gpu": target.gpu, "cudnn": target.cudnn, "commit": commit(), "failed": failed}
+    head["date"] = max(entry.date for entry in entries)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rankings.json").write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
+    table = [entry for entry in entries if entry.problem not in held_out]
+    _plan_store.export(out / "plans.json", table)
+
+
+if __name__ == "__main__":
+    main()
