@@ -68,16 +68,17 @@ def problems() -> tuple[list[Problem], list[Problem]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of rankings.json")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop each half after so many")
     parser.add_argument("--workers", type=int, help="processes")
     args = parser.parse_args()
     device = jax.local_devices(backend="cuda")[0].local_hardware_id
     target = _plans.target_of(device)
     table, held_out = problems()
     known = {e.problem for e in _plan_store.entries() if e.target == target}
-    end, failed = time.monotonic() + args.seconds, {}
+    failed: dict[str, str] = {}
     for chosen, candidates in ((table, None), (held_out, HELD_OUT_CANDIDATES)):
         todo = [p for p in chosen if str(p) not in known]
+        end = time.monotonic() + args.seconds
         results = _tuning.tune_problems(
             todo, device=device, target=target, candidates=candidates, workers=args.workers
         )
