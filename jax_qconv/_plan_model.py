@@ -1,12 +1,11 @@
 """A small model of the hardware: which plan an untuned convolution should get.
 
 A kernel of cuDNN's computes the output in tiles of so many pixels and channels, in steps of so
-many bytes of the reduction. Tiles are dealt out to the multiprocessors in waves, so
-
-    us = c0 + c1 waves + c2 waves steps + c3 tiles + c4 tiles steps + c5 bytes + c6 residual
-
-with waves = ceil(tiles / multiprocessors). Tile sizes are part of cuDNN's kernel names; the
-coefficients of each configuration are fitted on tuned plans (tests/bench/fit_model.py).
+many bytes of the reduction. Tiles are dealt out to the multiprocessors, each with room for so many
+of them, in waves: ``waves = ceil(tiles / places)``, of which the last may be partly empty. A
+configuration's time is a sum of what it does in every wave, for every tile, and for every byte
+(`features`); its coefficients are fitted on tuned plans (tests/bench/fit_model.py). Tile sizes are
+part of the names of cuDNN's kernels.
 """
 
 from __future__ import annotations
@@ -20,8 +19,11 @@ from typing import Any
 from jax_qconv._spec import Problem
 
 FORMAT = 1
-CHANNEL_STEP = {"cudnn:4": 16, "cudnn:7": 4}
-"""Input channels that an engine wants a multiple of; others aren't modelled."""
+HOPPER, AMPERE = "cudnn:4", "cudnn:7"
+HOPPER_STEP = 16
+"""Input channels that the Hopper engine wants a multiple of."""
+AMPERE_END = 64
+"""Input channels from which on the older engine was never the fastest."""
 
 
 def rank(problem: Problem, compute_capability: int) -> dict[str, float]:
@@ -37,33 +39,55 @@ def rank_by(model: dict[str, Any], problem: Problem) -> dict[str, float]:
     """`rank`, by a given model."""
     if problem.out_dtype == "int32":
         return {}
+    channels = problem.x_shape[3]
+    suits = {HOPPER: channels % HOPPER_STEP == 0, AMPERE: channels < AMPERE_END}
     estimates = {
-        name: sum(map(float.__mul__, features(problem, c["tile"], model["sms"]), c["us"]))
-        for name, c in model["configurations"].items()
-        if problem.x_shape[3] % CHANNEL_STEP[name.rpartition(":")[0]] == 0
+        name: estimate(problem, configuration)
+        for name, configuration in model["configurations"].items()
+        if suits[name.rpartition(":")[0]]
     }
     return dict(sorted(estimates.items(), key=lambda item: item[1]))
 
 
-def features(problem: Problem, tile: list[int], sms: int) -> list[float]:
-    """What the coefficients c0 ... c6 multiply.
+def estimate(problem: Problem, configuration: dict[str, Any]) -> float:
+    """Microseconds by one configuration of the model."""
+    found = features(problem, configuration["tile"], configuration["places"])
+    return sum(map(float.__mul__, found, configuration["us"]))
+
+
+def features(problem: Problem, tile: list[int], places: int) -> list[float]:
+    """What the coefficients of a configuration multiply.
 
     Args:
         problem: to estimate.
         tile: output pixels, output channels and reduction bytes of a step.
-        sms: multiprocessors of the GPU.
+        places: tiles that the GPU works on at a time.
     """
     n, p, q, k = problem.out_shape
     _, r, s, c = problem.w_shape
     pixels, channels, step = tile
     tiles = math.ceil(n * p * q / pixels) * math.ceil(k / channels)
-    waves, share, steps = math.ceil(tiles / sms), tiles / sms, r * s * math.ceil(c / step)
-    out_bytes = n * p * q * k * {"int8": 1, "float32": 4}.get(problem.out_dtype, 2)
-    extra = n * p * q * k if problem.residual else 0
-    moved = (math.prod(problem.x_shape) + math.prod(problem.w_shape) + out_bytes + extra) / 1e6
-    # The residual is read tile by tile, at a cost of its own.
-    residual = share * pixels * channels / 2**14 if problem.residual else 0.0
-    return [1.0, float(waves), float(waves * steps), share, share * steps, moved, residual]
+    waves, share = math.ceil(tiles / places), tiles / places
+    # A step that the channels don't fill takes its time, but moves fewer bytes.
+    steps, filled = r * s * math.ceil(c / step), r * s * c / step
+    x_bytes, w_bytes = math.prod(problem.x_shape), math.prod(problem.w_shape)
+    outputs = n * p * q * k
+    out_bytes = outputs * {"int8": 1, "float32": 4}.get(problem.out_dtype, 2)
+    residual = outputs if problem.residual else 0
+    return [
+        1.0,
+        float(waves),
+        float(waves * steps),
+        waves * filled,
+        share,
+        share * steps,
+        share * filled,
+        share * pixels * channels / 2**14 if problem.residual else 0.0,
+        (x_bytes + w_bytes + out_bytes + residual) / 1e6,
+        x_bytes / 1e6,
+        out_bytes / 1e6,
+        n * p * q / 1e6,
+    ]
 
 
 @functools.cache

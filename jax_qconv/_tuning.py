@@ -172,7 +172,7 @@ class _Worker:
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         self.process = subprocess.Popen(
-            [sys.executable, *WORKER, json.dumps(loaded_libraries())],
+            [sys.executable, "-P", *WORKER, json.dumps(loaded_libraries())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

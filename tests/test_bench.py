@@ -21,6 +21,7 @@ TINY = (
     Layer(3, 15, 15, 8, 7, 7, stride=2),
     Layer(5, 6, 6, 12, 1, 1, stride=2, relu=False),
 )
+ALL = ("int8", "bf16", "bf16_without_graph", "xla_int8")
 H200 = roofline.GPUS["NVIDIA H200"]
 
 
@@ -85,7 +86,7 @@ def test_bf16_computes_the_layer():
 
 @pytest.mark.parametrize("layer", TINY, ids=lambda layer: layer.name)
 def test_a_layer_is_measured(layer, short):
-    row = bench_layers.measure(layer, 2, H200, xla_int8=True)
+    row = bench_layers.measure(layer, 2, H200, chosen=ALL)
     assert not [name for name in row if name.endswith("_error")], row
     assert row["exact"] and row["elements_wrong"] == 0
     assert row["elements_compared"] == 3 * math.prod(roofline.out_shape(layer, 2))
@@ -99,7 +100,7 @@ def test_a_system_that_fails_leaves_its_error_and_the_others_their_times(short, 
         raise NotImplementedError("no such convolution")
 
     monkeypatch.setattr(systems, "_convolve", refuse)
-    row = bench_layers.measure(TINY[0], 1, H200, xla_int8=True)
+    row = bench_layers.measure(TINY[0], 1, H200, chosen=ALL)
     for name in ("bf16_error", "bf16_without_graph_error", "xla_int8_error"):
         assert row[name] == "NotImplementedError: no such convolution"
     assert row["us"] > 0 and "bf16_us" not in row and "speedup_vs_bf16" not in row
@@ -130,17 +131,17 @@ def test_the_faster_of_bf16_is_reported():
 def test_the_script_writes_layers_json(short, monkeypatch, tmp_path):
     device = jax.devices()[0].device_kind
     monkeypatch.setattr(bench_layers, "GPUS", {device: H200})
-    monkeypatch.setattr(bench_layers, "RESNET50", TINY)
+    monkeypatch.setattr(bench_layers, "NETWORKS", {"resnet50": TINY})
     monkeypatch.setattr(timing, "copy_gbps", functools.partial(timing.copy_gbps, 1 << 16, 2))
     monkeypatch.setenv("JAX_QCONV_COMMIT", "0123456789abcdef")
     out, name = tmp_path / "new", TINY[2].name
-    arguments = f"layers.py --batch 1 2 --layers {name} --xla-int8 2 --out {out}"
+    arguments = f"layers.py --batch 1 2 --layers {name} --systems int8 bf16 --out {out}"
     monkeypatch.setattr("sys.argv", arguments.split())
     assert bench_layers.main() == 0
     (path,) = out.iterdir()
     results = json.loads(path.read_text())
     assert [(row["name"], row["batch"]) for row in results["rows"]] == [(name, 1), (name, 2)]
-    assert ["xla_int8_us" in row for row in results["rows"]] == [False, True]
+    assert all({"us", "bf16_us"} < set(row) for row in results["rows"])
     assert set(summary.ORIGIN) < set(results)
     assert (results["device"], results["commit"]) == (device, "0123456789abcdef")
     assert results["copy_gbps"] > 0
@@ -182,7 +183,7 @@ def test_summary_has_the_figures_under_flat_keys(measured):
         # twelve layers at 2, eleven at a half
         mean = merged[f"layers.{batch}.geomean_speedup_vs_jax_bf16"]
         assert mean == pytest.approx(2 ** (1 / 23), rel=1e-4)
-        assert merged[f"layers.{batch}.least_speedup_vs_jax_bf16"] == 0.5
+        assert merged[f"layers.{batch}.min_speedup_vs_jax_bf16"] == 0.5
         assert merged[f"layers.{batch}.exact"] == merged[f"layers.{batch}.layers"] == 23
     assert merged["gpu_tests.passed"] == 90
     assert merged["gpu_tests.failed"] == 0
@@ -260,8 +261,7 @@ def test_report_fills_the_readme_and_notices_when_it_is_stale(measured, monkeypa
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
 def test_stored_summary_follows_from_the_stored_figures(path):
-    parts = (json.loads((path.parent / f"{n}.json").read_text()) for n in ("layers", "gpu_tests"))
-    assert json.loads(path.read_text()) == summary.summarise(*parts)
+    assert json.loads(path.read_text()) == summary.summarise(**summary.read(path.parent))
 
 
 @pytest.mark.skipif(not STORED, reason="no results are stored")

@@ -1,9 +1,7 @@
 """Tuning finds the fastest exact plan, and survives what candidates do. The GPU is made up."""
 
-import dataclasses
 import pathlib
 import signal
-import sys
 
 import fake_tuner
 import jax
@@ -162,7 +160,7 @@ def test_a_race_times_close_plans_more_often_and_drops_none_on_one_timing():
     ranking = _race.race(us, time)
     assert list(ranking) == ["fast", "close", "slow"]
     assert ranking["fast"] == 1.0
-    assert calls.count("slow") == 2 < calls.count("close") == calls.count("fast")
+    assert calls.count("slow") == 3 < calls.count("close") == calls.count("fast")
 
 
 def test_a_race_of_none_has_no_winner():

@@ -1,4 +1,4 @@
-"""Time ResNet-50's convolutions on this GPU: int8 by jax_qconv, JAX in bf16, the roofline.
+"""Time the convolutions of networks on this GPU: int8 by jax_qconv, other systems, the roofline.
 
     python tests/bench/layers.py --batch 128 1 --out tests/bench/results/h200
 
@@ -18,16 +18,19 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 if __name__ == "__main__":
+    # PyTorch's systems need memory too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # In place of this folder, whose `layers` is this file.
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import jax
-from bench import systems, timing
+from bench import systems, timing, torch_systems
 from bench.roofline import GPUS, Gpu, elements, operations, roofline_us
-from layers import RESNET50, Layer
+from layers import NETWORKS, Layer
 from tqdm import tqdm
 
 import jax_qconv
@@ -36,7 +39,28 @@ LAUNCH_US = 3.0
 """What a call takes at least, however small."""
 
 
-def measure(layer: Layer, batch: int, gpu: Gpu, *, xla_int8: bool) -> dict[str, Any]:
+SYSTEMS: dict[str, Callable[[systems.Data, int, float], Any]] = {
+    "int8": lambda data, batch, least: timing.Program.make(systems.int8(data), least_us=least),
+    "bf16": lambda data, batch, least: timing.Program.make(
+        systems.bf16(data, graph=True), least_us=least
+    ),
+    "bf16_without_graph": lambda data, batch, least: timing.Program.make(
+        systems.bf16(data, graph=False), least_us=least
+    ),
+    "xla_int8": lambda data, batch, least: timing.Program.make(
+        systems.xla_int8(data), least_us=least
+    ),
+    "xla_int8_fused": lambda data, batch, least: timing.Program.make(
+        systems.xla_int8(data, fused=True), least_us=least
+    ),
+    "torch_bf16": lambda data, batch, least: torch_systems.bf16(data.layer, batch),
+    "seed": lambda data, batch, least: torch_systems.seed(data.layer, batch),
+}
+"""What can be compared. xla_int8_fused is with XLA's experimental fusion of convolutions, seed
+PyTorch's quantized::conv2d."""
+
+
+def measure(layer: Layer, batch: int, gpu: Gpu, *, chosen: Sequence[str]) -> dict[str, Any]:
     """The row of a layer; a system that fails leaves its error there instead of times."""
     start = time.perf_counter()
     row = {"name": layer.name, "batch": batch, **dataclasses.asdict(layer)}
@@ -44,19 +68,12 @@ def measure(layer: Layer, batch: int, gpu: Gpu, *, xla_int8: bool) -> dict[str, 
     row["roofline_us"] = roofline_us(layer, batch, gpu)
     least_us = max(row["roofline_us"], LAUNCH_US)
     data = systems.Data.make(layer, batch)
-    compared = {
-        "int8": systems.int8(data),
-        "bf16": systems.bf16(data, graph=True),
-        "bf16_without_graph": systems.bf16(data, graph=False),
-    }
-    if xla_int8:
-        compared["xla_int8"] = systems.xla_int8(data)
     programs = {}
-    for name, system in compared.items():
+    for name in chosen:
         try:
-            programs[name] = timing.Program.make(system, least_us=least_us)
+            programs[name] = SYSTEMS[name](data, batch, least_us)
             if name == "int8":
-                row |= examine(system, programs[name])
+                row |= examine(systems.int8(data), programs[name])
         except Exception as error:
             row[f"{name}_error"] = f"{type(error).__name__}: {error}"[:1000]
     row |= figures(timing.by_turns(programs), row["roofline_us"])
@@ -94,10 +111,13 @@ def figures(times: dict[str, list[float]], roofline_us: float) -> dict[str, Any]
         way = min(ways, key=lambda name: min(times[name]))
         found |= best(way, "bf16_") | {"bf16_graph": way == "bf16"}
         found |= {f"{name}_repeats": times[name] for name in ways}
-    if "xla_int8" in times:
-        found |= best("xla_int8", "xla_int8_")
-    if "int8" in times and ways:
-        found["speedup_vs_bf16"] = found["bf16_us"] / found["us"]
+    for name in times.keys() - {"int8", *ways}:
+        found |= best(name, f"{name}_")
+    if "int8" in times:
+        found["repeats"] = times["int8"]
+        others = {"bf16"} if ways else set()
+        others |= times.keys() & {"seed", "torch_bf16"}
+        found |= {f"speedup_vs_{name}": found[f"{name}_us"] / found["us"] for name in others}
     return found
 
 
@@ -145,18 +165,32 @@ def rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """For the terminal: microseconds of each system, a line for each layer."""
+    names = [name for name in ("bf16", "torch_bf16", "seed", "xla_int8") if f"{name}_us" in rows[0]]
+    lines = [f"{'layer':28} batch  roofline      int8" + "".join(f"{n:>11}" for n in names)]
+    for row in rows:
+        keys = ["roofline_us", "us", *(f"{name}_us" for name in names)]
+        times = "".join(
+            f"{row.get(key, float('nan')):>{10 + (i > 1)}.1f}" for i, key in enumerate(keys)
+        )
+        lines.append(f"{row['name']:28} {row['batch']:5}{times}")
+    return "\n".join(lines)
+
+
 def main() -> int | str:
-    known = [layer.name for layer in RESNET50]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 1], help="sizes (128 1)")
-    parser.add_argument("--layers", nargs="+", choices=known, default=known, help="these only")
     parser.add_argument(
-        "--xla-int8",
-        type=int,
+        "--suite", nargs="+", choices=NETWORKS, default=["resnet50"], help="networks (resnet50)"
+    )
+    parser.add_argument("--layers", nargs="+", help="layers of these names only")
+    parser.add_argument(
+        "--systems",
         nargs="+",
-        default=[],
-        metavar="BATCH",
-        help="JAX's int8 too at these",
+        choices=SYSTEMS,
+        default=["int8", "bf16", "bf16_without_graph"],
+        help="what to compare (int8 bf16 bf16_without_graph)",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of layers.json")
     args = parser.parse_args()
@@ -167,13 +201,19 @@ def main() -> int | str:
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     results = origin(device) | {"rows": rows}
-    chosen = [layer for layer in RESNET50 if layer.name in args.layers]
-    problems = [(layer, batch) for batch in args.batch for layer in chosen]
+    problems = [
+        (suite, layer, batch)
+        for suite in args.suite
+        for batch in args.batch
+        for layer in NETWORKS[suite]
+        if args.layers is None or layer.name in args.layers
+    ]
     with tqdm(problems, unit="layer") as progress:
-        for layer, batch in progress:
+        for suite, layer, batch in progress:
             progress.set_description(f"{layer.name} x{batch}")
-            rows.append(measure(layer, batch, gpu, xla_int8=batch in args.xla_int8))
+            rows.append({"suite": suite} | measure(layer, batch, gpu, chosen=args.systems))
             write(args.out / "layers.json", results)
+    print(table(rows))
     failed = [f"{row['name']} x{row['batch']}" for row in rows if not row.get("exact")]
     return f"failed or not exact: {', '.join(failed)}" if failed else 0
 

@@ -68,7 +68,9 @@ def problems() -> tuple[list[Problem], list[Problem]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of rankings.json")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop each half after so many")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop each half after so many"
+    )
     parser.add_argument("--workers", type=int, help="processes")
     args = parser.parse_args()
     device = jax.local_devices(backend="cuda")[0].local_hardware_id

@@ -76,7 +76,7 @@ def _mean(summary: dict[str, Any], batch: int) -> str:
     return (
         f"- Batch {batch}: {of('geomean_speedup_vs_jax_bf16'):.2f} times as fast as JAX in bf16 "
         f"(geometric mean of {of('compared_with_jax_bf16')} of {of('layers')} layers; "
-        f"least {of('least_speedup_vs_jax_bf16'):.2f})."
+        f"least {of('min_speedup_vs_jax_bf16'):.2f})."
     )
 
 

@@ -26,6 +26,7 @@ class System:
         own: x, weights and residual or None, of which each call is to have a copy of its own.
         target: how the name of the custom call begins that a GPU makes of each call.
         graph: whether XLA may put all calls into CUDA graphs, convolutions included, or none.
+        options: more of the compiler's.
     """
 
     call: Callable[..., jax.Array]
@@ -33,6 +34,7 @@ class System:
     own: tuple[jax.Array, jax.Array, jax.Array | None]
     target: str
     graph: bool = True
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def output(self) -> jax.ShapeDtypeStruct:
@@ -115,8 +117,12 @@ def bf16(data: Data, *, graph: bool) -> System:
     return System(call, bias, (x, weight, residual), target="__cudnn$conv", graph=graph)
 
 
-def xla_int8(data: Data) -> System:
-    """JAX's own int8 convolution, with the same epilogue in jax.numpy."""
+def xla_int8(data: Data, *, fused: bool = False) -> System:
+    """JAX's own int8 convolution, with the same epilogue in jax.numpy.
+
+    With ``fused``, XLA's experimental fusion of convolutions is asked for.
+    """
+    options = {"xla_gpu_experimental_enable_conv_fusion": True} if fused else {}
     layer = data.layer
     x, weight, _ = _unpadded(data)
 
@@ -131,7 +137,8 @@ def xla_int8(data: Data) -> System:
         return jnp.clip(jnp.round(y), -128, 127).astype(jnp.int8)
 
     constants = data.packed.binding.constants
-    return System(call, constants, (x, weight, data.residual), target="__cudnn$conv")
+    own = (x, weight, data.residual)
+    return System(call, constants, own, target="__cudnn$conv", options=options)
 
 
 def _unpadded(data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -118,6 +118,7 @@ def compiler_options(system: System) -> dict[str, Any]:
     return {
         "xla_gpu_enable_command_buffer": GRAPH if system.graph else "",
         "xla_gpu_command_buffer_scheduling_mode": "SERIALIZE",
+        **system.options,
     }
 
 
