@@ -201,15 +201,14 @@ def main() -> int | str:
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     results = origin(device) | {"rows": rows}
-    problems = [
-        (suite, layer, batch)
-        for suite in args.suite
-        for batch in args.batch
-        for layer in NETWORKS[suite]
-        if args.layers is None or layer.name in args.layers
-    ]
-    with tqdm(problems, unit="layer") as progress:
-        for suite, layer, batch in progress:
+    problems: dict[tuple[Layer, int], str] = {}  # with the first network that has them
+    for suite in args.suite:
+        for batch in args.batch:
+            for layer in NETWORKS[suite]:
+                if args.layers is None or layer.name in args.layers:
+                    problems.setdefault((layer, batch), suite)
+    with tqdm(problems.items(), unit="layer") as progress:
+        for (layer, batch), suite in progress:
             progress.set_description(f"{layer.name} x{batch}")
             rows.append({"suite": suite} | measure(layer, batch, gpu, chosen=args.systems))
             write(args.out / "layers.json", results)
