@@ -34,22 +34,24 @@ def _parser() -> argparse.ArgumentParser:
 
     plans = commands.add_parser("plans", help="look after the store of tuned plans")
     actions = plans.add_subparsers(dest="action", required=True)
-    show = actions.add_parser("show", help="everything that was tried for some problems")
-    chosen = {
-        "list": actions.add_parser("list", help="a line for each plan"),
-        "show": show,
-        "clear": actions.add_parser("clear", help="forget plans"),
-        "export": actions.add_parser("export", help="write plans to a file"),
+    match = {
+        "metavar": "TEXT",
+        "help": "only those that have each word of it in the name of the GPU, the version of "
+        "cuDNN, the problem or the beginning of its digest",
     }
-    for name, action in chosen.items():
-        action.add_argument(
-            "--match",
-            default="",
-            required=name == "clear",
-            help="only where the GPU's name, cuDNN's version or the problem has this text"
-            + ("; '' for all" if name == "clear" else ""),
-        )
-    chosen["export"].add_argument("file", type=pathlib.Path)
+    show = actions.add_parser("show", help="everything that was tried for some problems")
+    show.add_argument("match", **match)
+    table = actions.add_parser("list", help="a line for each plan")
+    table.add_argument("--match", default="", **match)
+    table.add_argument("--shipped", action="store_true", help="also those of the package")
+    clear = actions.add_parser("clear", help="forget plans")
+    chosen = clear.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--match", **match)
+    chosen.add_argument("--all", action="store_true", help="all of them")
+    export = actions.add_parser("export", help="write the plans for one GPU and cuDNN to a file")
+    export.add_argument("file", type=pathlib.Path)
+    export.add_argument("--match", default="", **match)
+    export.add_argument("--rankings", action="store_true", help="with all that was tried")
     load = actions.add_parser("import", help="take plans over from a file")
     load.add_argument("file", type=pathlib.Path)
     load.add_argument("--replace", action="store_true", help="also where there is one already")

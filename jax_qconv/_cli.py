@@ -35,41 +35,50 @@ def tune(args: argparse.Namespace) -> str | None:
 
 def list_plans(args: argparse.Namespace) -> str | None:
     """A line for each plan."""
-    for entry in _matching(args.match):
-        where = f"{entry.target.gpu}, cuDNN {entry.target.cudnn}"
-        print(f"{entry.us:10.2f} us  {entry.plan:24} {_short(entry.problem)}  [{where}]")
-    for table in _plan_store.shipped():
-        where = f"{table.target.gpu}, cuDNN {table.target.cudnn}"
-        if args.match in where:
-            print(f"{len(table.plans)} more are shipped with the package [{where}]")
+    rows = [_row(entry, "store") for entry in _matching(args.match)]
+    shipped = _matching(args.match, shipped=True)
+    if args.shipped:
+        rows += [_row(entry, "package") for entry in shipped]
+    if rows:
+        print(_table(COLUMNS, rows))
+    else:
+        print(f"No plans in {_plan_store.root()}.")
+    if shipped and not args.shipped:
+        print(f"{len(shipped)} more come with the package (--shipped).")
     return None
 
 
 def show(args: argparse.Namespace) -> str | None:
     """Every plan that was tried, with its time or why it was rejected."""
-    entries = _matching(args.match)
+    entries = _matching(args.match) + _matching(args.match, shipped=True)
     for entry in entries:
+        tried = f"{len(entry.ranking)} plans tried ({entry.tried} configurations)"
         print(entry.problem)
-        print(f"  {entry.target.gpu}, cuDNN {entry.target.cudnn}, {entry.date}, "
-              f"{entry.tried} configurations tried")  # fmt: skip
-        for row in entry.ranking:
+        print(f"  {_plan_store.digest(entry.problem)}, {entry.target.gpu}, "
+              f"cuDNN {entry.target.cudnn}, {entry.date}, jax_qconv {entry.version}, "
+              f"{tried if entry.ranking else 'without its ranking'}")  # fmt: skip
+        for row in entry.ranking or [{"us": entry.us, "plan": entry.plan, "rejected": None}]:
             time = "rejected" if row["us"] is None else f"{row['us']:.2f} us"
             print(f"  {time:>12}  {row['plan']:24} {row['rejected'] or ''}".rstrip())
-    return None if entries else f"no plan matches {args.match!r}; see `plans list`"
+    return None if entries else _no_match(args.match)
 
 
 def clear(args: argparse.Namespace) -> str | None:
     """Forget plans."""
-    entries = _matching(args.match)
+    if not args.all and not args.match.strip():
+        return "an empty --match would forget every plan; use --all for that"
+    entries = _matching("" if args.all else args.match)
     for entry in entries:
         _plan_store.remove(entry)
     print(f"{len(entries)} forgotten.")
-    return None
+    return None if entries or args.all else _no_match(args.match)
 
 
 def export(args: argparse.Namespace) -> str | None:
     """Write plans to a file."""
-    print(f"{_plan_store.export(args.file, _matching(args.match))} written to {args.file}.")
+    entries = _matching(args.match)
+    count = _plan_store.export(args.file, entries, rankings=args.rankings)
+    print(f"{count} written to {args.file}.")
     return None
 
 
@@ -90,14 +99,46 @@ PLANS: dict[str, Callable[[argparse.Namespace], str | None]] = {
 """The actions of `plans`."""
 
 
-def _matching(text: str) -> list[Entry]:
-    return [
-        entry
-        for entry in _plan_store.entries()
-        if text in f"{entry.target.gpu} {entry.target.cudnn} {entry.problem}"
+COLUMNS = ("digest", "us", "plan", "tried", "problem", "GPU", "cuDNN", "from")
+DEFAULTS = {
+    "strides=1,1", "padding=0,0,0,0", "dilation=1,1", "groups=1", "out=int8", "activation=none",
+    "slope=0.0", "residual=0",
+}  # fmt: skip
+"""Words of a problem that a table needs no room for."""
+
+
+def _matching(text: str, *, shipped: bool = False) -> list[Entry]:
+    """The entries, of the user or of the package, that have every word of a text."""
+    tables = _plan_store.shipped() if shipped else []
+    entries = [e for t in tables for e in t.entries()] if shipped else _plan_store.entries()
+    return [entry for entry in entries if all(_has(entry, word) for word in text.split())]
+
+
+def _has(entry: Entry, word: str) -> bool:
+    where = f"{entry.target.gpu} {entry.target.cudnn} {entry.problem}"
+    return word in where or _plan_store.digest(entry.problem).startswith(word)
+
+
+def _no_match(text: str) -> str:
+    return f"no plan matches {text!r}; see `python -m jax_qconv plans list`"
+
+
+def _row(entry: Entry, source: str) -> tuple[str, ...]:
+    tried = f"{len(entry.ranking)} ({entry.tried})" if entry.ranking else entry.tried
+    problem = " ".join(word for word in entry.problem.split() if word not in DEFAULTS)
+    name = _plan_store.digest(entry.problem)[:8]
+    target = entry.target
+    return (name, f"{entry.us:.2f}", entry.plan, tried, problem, target.gpu, target.cudnn, source)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Columns as wide as they must be, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if name == "us" else cell.ljust(width)
+            for name, cell, width in zip(head, row, widths, strict=True)
+        ).rstrip()
+        for row in (head, *rows)
     ]
-
-
-def _short(problem: str) -> str:
-    """What differs between most problems."""
-    return " ".join(problem.split()[:4])
+    return "\n".join(lines)

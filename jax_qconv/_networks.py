@@ -170,5 +170,6 @@ NETWORKS: dict[str, tuple[Layer, ...]] = {
     "unet": _distinct(_unet()),
     "yolov8s": _distinct(_yolo()),
 }
-"""Distinct convolutions by network, groups=1 only. The inputs are 224x224, of the U-Net 256x256
-and of the backbone of YOLOv8s 640x640."""
+"""Distinct convolutions by network. The inputs are 224x224, of the U-Net 256x256 and of the
+backbone of YOLOv8s 640x640. Depthwise and transposed convolutions are left out, and ReLU stands
+for the ReLU6 of MobileNet and EfficientNet and for the SiLU of YOLO."""

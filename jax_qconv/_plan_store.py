@@ -3,26 +3,27 @@
 The user's store has a JSON file for each problem, below the cache folder:
 ``plans/<gpu>/cudnn-<version>/<digest of the problem>.json``. Files are replaced as a whole, so
 several processes may write, and one that is killed leaves no half a file. A table is one file
-with the plans of many problems, without their rankings.
+with the plans of many problems, mostly without their rankings.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import re
-import tempfile
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib import metadata, resources
 from typing import Any
 
 from jax_qconv import _native
+from jax_qconv._spec import Problem
 
 FORMAT = 1
 """Of the files. Those of a newer format are left alone."""
@@ -41,6 +42,15 @@ class Target:
     gpu: str
     compute_capability: int
     cudnn: str
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Target:
+        """Raises as `Entry.from_json` does. Names become folders: they must not lead elsewhere."""
+        target = cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+        good = isinstance(target.compute_capability, int) and _slug(target.gpu)
+        if not good or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", target.cudnn):
+            raise ValueError(f"{target} is no GPU with a version of cuDNN")
+        return target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +94,16 @@ class Entry:
     def from_json(cls, fields: Any) -> Entry:
         """Raises KeyError, TypeError or ValueError on what isn't an entry of this format."""
         values = {f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name != "target"}
-        target = Target(**{f.name: fields[f.name] for f in dataclasses.fields(Target)})
         values["plan"] = _native.extension().parse_plan(values["plan"])
-        return cls(target=target, **values | {"us": float(values["us"])})
+        values["us"] = float(values["us"])
+        texts = (values[name] for name in ("problem", "tried", "date", "version"))
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a text is missing")
+        if not (math.isfinite(values["us"]) and values["us"] > 0):
+            raise ValueError(f"us is {values['us']}")
+        if not all({"plan", "us", "rejected"} <= row.keys() for row in values["ranking"]):
+            raise ValueError("the ranking is incomplete")
+        return cls(target=Target.from_json(fields), **values)
 
     def to_json(self) -> dict[str, Any]:
         """The opposite of `from_json`; what is short comes first."""
@@ -116,12 +133,9 @@ def find(problem: str, target: Target) -> Found | None:
     The user's store, for this cuDNN and then for others; the table shipped for this model of GPU;
     those shipped for others of its architecture.
     """
-    folder = root() / _slug(target.gpu)
-    own = _path(problem, target)
-    others = sorted(folder.glob(f"*/{own.name}"), reverse=True) if folder.is_dir() else []
-    for path in [own, *(other for other in others if other != own)]:
+    for path in _paths(problem, target):
         entry = read(path)
-        if entry is not None and entry.problem == problem:
+        if entry is not None:
             exact = entry.target == target
             return Found(entry.plan, f"tuned here with cuDNN {entry.target.cudnn}", exact)
     tables = [t for t in shipped() if t.target.compute_capability == target.compute_capability]
@@ -133,9 +147,27 @@ def find(problem: str, target: Target) -> Found | None:
     return None
 
 
-def save(entry: Entry) -> None:
-    """Put an entry into the user's store. Where that fails, a warning says so."""
-    _write(_path(entry.problem, entry.target), entry.to_json())
+def save(entry: Entry) -> bool:
+    """Put an entry into the user's store; returns whether it is there, and warns if not.
+
+    A file of a newer version of this package is left as it is.
+    """
+    path = _path(entry.problem, entry.target)
+    if read(path) is None and path.exists():
+        _warn(f"{path} is not replaced: the plan will be searched for again.")
+        return False
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(json.dumps(entry.to_json(), indent=1) + "\n")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        _warn(f"{path} can't be written: the plan will be searched for again ({error}).")
+        return False
+    return True
 
 
 def entries() -> Iterator[Entry]:
@@ -154,25 +186,37 @@ def remove(entry: Entry) -> None:
 def read(path: pathlib.Path) -> Entry | None:
     """The entry of a file; None without one. What can't be read is set aside, with a warning."""
     try:
-        text = path.read_text()
-    except FileNotFoundError:
+        status = path.stat()
+        return _parse(path, (status.st_ino, status.st_mtime_ns, status.st_size))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         _warn(f"{path} can't be read and is ignored ({error}).")
         return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse(path: pathlib.Path, version: tuple[int, int, int]) -> Entry | None:
+    """`read`, once for each version of a file."""
+    del version
+    content = path.read_bytes()
     try:
-        fields = json.loads(text)
+        fields = json.loads(content)
         if fields["format"] > FORMAT:
             _warn(f"{path} is of a newer version of jax_qconv and is ignored.")
             return None
-        return Entry.from_json(fields)
-    except (KeyError, TypeError, ValueError) as error:
-        mark = hashlib.sha256(text.encode()).hexdigest()[:8]
-        kept = path.with_name(f"{path.name}.corrupt-{mark}")
-        _warn(f"{path} holds no plan ({error!r}) and is set aside as {kept.name}.")
-        with contextlib.suppress(OSError):  # else it stays where it is, and is complained of again
+        entry = Entry.from_json(fields)
+        if _path(entry.problem, entry.target) != path:
+            raise ValueError("it is of another problem or target")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        kept = path.with_name(f"{path.name}.corrupt-{hashlib.sha256(content).hexdigest()[:8]}")
+        try:
             path.replace(kept)
+        except OSError:
+            kept = path  # stays where it is
+        _warn(f"{path} holds no plan ({error!r}); it is ignored and kept as {kept.name}.")
         return None
+    return entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,17 +231,38 @@ class Table:
     target: Target
     plans: dict[str, dict[str, Any]]
 
+    @classmethod
+    def from_json(cls, fields: Any) -> Table:
+        """Raises as `Entry.from_json` does; the plans are left to `entries`."""
+        if fields["format"] != FORMAT:
+            raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
+        return cls(Target.from_json(fields), dict(fields["plans"]))
+
+    def entries(self) -> Iterator[Entry]:
+        """The plans as entries. Raises as `Entry.from_json` does."""
+        common = dataclasses.asdict(self.target)
+        for problem, plan in self.plans.items():
+            yield Entry.from_json({"ranking": [], **plan, **common, "problem": problem})
+
 
 @functools.cache
 def shipped() -> tuple[Table, ...]:
-    """The tables that come with this package."""
+    """The tables that come with this package. Beside them are models of the hardware."""
     folder = resources.files("jax_qconv") / "plans"
-    files = [file for file in folder.iterdir() if file.name.startswith("nvidia")]
-    return tuple(_as_table(json.loads(file.read_text())) for file in files)
+    if not folder.is_dir():
+        return ()
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    tables = [f for f in files if f.name.endswith(".json") and not f.name.startswith("model_")]
+    return tuple(Table.from_json(json.loads(file.read_text())) for file in tables)
 
 
-def export(path: pathlib.Path, chosen: Iterable[Entry]) -> int:
+def export(path: pathlib.Path, chosen: Iterable[Entry], *, rankings: bool = False) -> int:
     """Write entries of one target as a table; returns how many.
+
+    Args:
+        path: of the file.
+        chosen: the entries.
+        rankings: whether to write everything that was tried, not only the fastest plans.
 
     Raises:
         ValueError: if there are none, or of several targets.
@@ -207,7 +272,7 @@ def export(path: pathlib.Path, chosen: Iterable[Entry]) -> int:
     if len(targets) != 1:
         what = f"these are of {', '.join(targets)}; name one" if targets else "there are none"
         raise ValueError(f"a table holds plans for one GPU model and cuDNN, but {what}.")
-    kept = ("plan", "us", "tried", "date", "version")
+    kept = ["plan", "us", "tried", "date", "version"] + ["ranking"] * rankings
     plans = {entry.problem: {name: getattr(entry, name) for name in kept} for entry in chosen}
     target = dataclasses.asdict(chosen[0].target)
     # A line for each problem, so that differences between tables can be read.
@@ -231,18 +296,16 @@ def import_(path: pathlib.Path, *, replace: bool = False) -> tuple[int, int]:
         ValueError: if it isn't a table of this version.
     """
     try:
-        table = _as_table(json.loads(path.read_text()))
-        found = [
-            Entry.from_json({"ranking": [], **dataclasses.asdict(table.target), "problem": p, **v})
-            for p, v in table.plans.items()
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+        found = list(Table.from_json(json.loads(path.read_bytes())).entries())
+        for entry in found:
+            if str(Problem.parse(entry.problem)) != entry.problem:
+                raise ValueError(f"{entry.problem!r} is no problem")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         what = f"{path} is no table of plans that this version reads ({error!r})."
         raise ValueError(what) from error
-    new = [e for e in found if replace or not _path(e.problem, e.target).exists()]
-    for entry in new:
-        save(entry)
-    return len(new), len(found) - len(new)
+    known = [not replace and read(_path(e.problem, e.target)) is not None for e in found]
+    saved = [save(entry) for entry, is_known in zip(found, known, strict=True) if not is_known]
+    return sum(saved), sum(known)
 
 
 def root() -> pathlib.Path:
@@ -250,35 +313,29 @@ def root() -> pathlib.Path:
     return _native.cache_dir() / "plans"
 
 
-def _as_table(fields: Any) -> Table:
-    if fields["format"] != FORMAT:
-        raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
-    target = Target(**{f.name: fields[f.name] for f in dataclasses.fields(Target)})
-    return Table(target, fields["plans"])
-
-
 def _slug(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
+def digest(problem: str) -> str:
+    """What the file of a problem is called."""
+    return hashlib.sha256(problem.encode()).hexdigest()[:24]
+
+
 def _path(problem: str, target: Target) -> pathlib.Path:
-    digest = hashlib.sha256(problem.encode()).hexdigest()[:24]
-    return root() / _slug(target.gpu) / f"cudnn-{target.cudnn}" / f"{digest}.json"
+    return root() / _slug(target.gpu) / f"cudnn-{target.cudnn}" / f"{digest(problem)}.json"
 
 
-def _write(path: pathlib.Path, fields: dict[str, Any]) -> None:
-    """Atomically: a reader sees the old file or the new one. A full disk costs only time."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            temporary = pathlib.Path(file.name)
-            json.dump(fields, file, indent=1)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        _warn(f"{path} can't be written: the plan will be searched for again ({error}).")
+def _paths(problem: str, target: Target) -> Iterator[pathlib.Path]:
+    """Where a plan may be: first of this cuDNN, then of others, the newest first."""
+    own = _path(problem, target)
+    yield own
+    others = own.parent.parent.glob(f"cudnn-*/{own.name}")
+    yield from sorted((path for path in others if path != own), key=_cudnn, reverse=True)
+
+
+def _cudnn(path: pathlib.Path) -> list[int]:
+    return [int(part) for part in re.findall(r"[0-9]+", path.parent.name)]
 
 
 def _warn(text: str) -> None:

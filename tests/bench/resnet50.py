@@ -144,8 +144,8 @@ class Net:
 
     def __init__(self, run: Any, params: Any, x: jax.Array, *, graph: str | None) -> None:
         options = {} if graph is None else {"xla_gpu_enable_command_buffer": graph}
-        lowered = jax.jit(run).lower(params, x)
-        self.compiled = lowered.compile(compiler_options=options if _on_gpu() else None)
+        # Not compiled ahead of time: calls of jitted functions take less of the host.
+        self.compiled = jax.jit(run, compiler_options=options if _on_gpu() else None)
         self.arguments = params, x
         self.calls = 1
 
