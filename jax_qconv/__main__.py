@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax_qconv
 from jax_qconv import _cli
@@ -34,10 +35,10 @@ def _parser() -> argparse.ArgumentParser:
 
     plans = commands.add_parser("plans", help="look after the store of tuned plans")
     actions = plans.add_subparsers(dest="action", required=True)
-    match = {
+    match: dict[str, Any] = {
         "metavar": "TEXT",
-        "help": "only those that have each word of it in the name of the GPU, the version of "
-        "cuDNN, the problem or the beginning of its digest",
+        "help": "only those that have each of its words, as `list` shows them: a field of the "
+        "problem or its beginning (x=1 for batch 1), a digest, or a part of the other columns",
     }
     show = actions.add_parser("show", help="everything that was tried for some problems")
     show.add_argument("match", **match)
@@ -73,7 +74,12 @@ def main(argv: list[str] | None = None) -> int | str | None:
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
             return _cli.tune(args)
         else:
-            return _cli.PLANS[args.action](args)
+            complaint = _cli.PLANS[args.action](args)
+            sys.stdout.flush()
+            return complaint
+    except BrokenPipeError:
+        # `| head` has seen enough; nor is there anyone to tell when Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return "interrupted; what was finished is stored"
     except (RuntimeError, ValueError, OSError) as error:

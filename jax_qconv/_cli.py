@@ -105,6 +105,8 @@ DEFAULTS = {
     "slope=0.0", "residual=0",
 }  # fmt: skip
 """Words of a problem that a table needs no room for."""
+DIGEST = 8
+"""Characters of a digest that are shown, and the fewest that name one."""
 
 
 def _matching(text: str, *, shipped: bool = False) -> list[Entry]:
@@ -115,8 +117,12 @@ def _matching(text: str, *, shipped: bool = False) -> list[Entry]:
 
 
 def _has(entry: Entry, word: str) -> bool:
-    where = f"{entry.target.gpu} {entry.target.cudnn} {entry.problem}"
-    return word in where or _plan_store.digest(entry.problem).startswith(word)
+    if "=" in word:  # whole numbers: x=1 is not x=128
+        return any(f"{field},".startswith(f"{word},") for field in entry.problem.split())
+    if len(word) >= DIGEST and _plan_store.digest(entry.problem).startswith(word):
+        return True
+    where = f"{entry.target.gpu} {entry.target.cudnn} {entry.plan} {entry.problem}"
+    return word.lower() in where.lower()
 
 
 def _no_match(text: str) -> str:
@@ -126,7 +132,7 @@ def _no_match(text: str) -> str:
 def _row(entry: Entry, source: str) -> tuple[str, ...]:
     tried = f"{len(entry.ranking)} ({entry.tried})" if entry.ranking else entry.tried
     problem = " ".join(word for word in entry.problem.split() if word not in DEFAULTS)
-    name = _plan_store.digest(entry.problem)[:8]
+    name = _plan_store.digest(entry.problem)[:DIGEST]
     target = entry.target
     return (name, f"{entry.us:.2f}", entry.plan, tried, problem, target.gpu, target.cudnn, source)
 
