@@ -1,17 +1,16 @@
 #include "problem.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <map>
 #include <optional>
 #include <sstream>
-#include <tuple>
 
 namespace jax_qconv {
 namespace {
 
 constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;  // kernels index with 32-bit integers
-constexpr int64_t kMaxTaps = (int64_t{1} << 31) / (128 * 128) - 1;
 constexpr int64_t kMaxOutChannels = 64 * 65535;
 
 const std::map<std::string, OutType> kOutTypes = {{"int8", OutType::kInt8},
@@ -19,10 +18,22 @@ const std::map<std::string, OutType> kOutTypes = {{"int8", OutType::kInt8},
                                                   {"float32", OutType::kFloat32},
                                                   {"bfloat16", OutType::kBfloat16},
                                                   {"float16", OutType::kFloat16}};
-const std::map<std::string, Activation> kActivations = {{"none", Activation::kNone},
-                                                        {"relu", Activation::kRelu},
-                                                        {"clip", Activation::kClip},
-                                                        {"leaky_relu", Activation::kLeakyRelu}};
+const std::map<std::string, Activation> kActivations = {
+    {"none", Activation::kNone},
+    {"relu", Activation::kRelu},
+    {"clip", Activation::kClip},
+    {"leaky_relu", Activation::kLeakyRelu},
+    {"prelu", Activation::kPrelu},
+    {"hard_sigmoid", Activation::kHardSigmoid},
+    {"hard_swish", Activation::kHardSwish},
+    {"sigmoid", Activation::kSigmoid},
+    {"tanh", Activation::kTanh},
+    {"silu", Activation::kSilu},
+    {"gelu", Activation::kGelu},
+    {"gelu_tanh", Activation::kGeluTanh}};
+const std::map<std::string, Offset> kOffsets = {
+    {"none", Offset::kNone}, {"channel", Offset::kPerChannel}, {"map", Offset::kMap}};
+const std::map<std::string, bool> kBooleans = {{"0", false}, {"1", true}};
 
 // Fields of the text, read one by one; the first error is kept.
 class Fields {
@@ -50,11 +61,16 @@ class Fields {
     return value;
   }
 
+  // How many values a field has, separated by commas.
+  size_t Count(const std::string& name) const {
+    const auto it = values_.find(name);
+    return it == values_.end() ? 0 : 1 + std::count(it->second.begin(), it->second.end(), ',');
+  }
+
   // A list of integers, each at least `minimum`.
-  template <size_t size>
-  std::array<int64_t, size> Ints(const std::string& name, int64_t minimum) {
+  std::vector<int64_t> Ints(const std::string& name, size_t size, int64_t minimum) {
     const std::string value = Take(name);
-    std::array<int64_t, size> numbers{};
+    std::vector<int64_t> numbers(size);
     const char* at = value.data();
     const char* end = at + value.size();
     for (size_t i = 0; i < size; ++i) {
@@ -63,11 +79,17 @@ class Fields {
       if (code != std::errc() || !separated || numbers[i] < minimum || numbers[i] > kMaxElements) {
         Fail(StrCat(name, "=", value, " must be ", size, " integers between ", minimum, " and ",
                     kMaxElements));
-        return numbers;
+        return std::vector<int64_t>(size, std::max<int64_t>(minimum, 1));
       }
       at = next + 1;
     }
     return numbers;
+  }
+
+  // A field that may be left out, which means its first choice.
+  template <typename T>
+  T Optional(const std::string& name, const std::map<std::string, T>& choices) {
+    return values_.contains(name) ? Choice(name, choices) : T{};
   }
 
   template <typename T>
@@ -123,31 +145,74 @@ size_t SizeOf(OutType type) {
   return 0;
 }
 
+std::vector<int64_t> Problem::Dims(int64_t first, const Axes& axes, int64_t last) const {
+  std::vector<int64_t> dims = {first};
+  dims.insert(dims.end(), axes.end() - rank, axes.end());
+  dims.push_back(last);
+  return dims;
+}
+
+std::vector<int64_t> Problem::offset_dims() const {
+  if (offset == Offset::kPerChannel) return {k};
+  auto dims = out_dims();
+  dims.erase(dims.begin());
+  return dims;
+}
+
 ErrorOr<Problem> Problem::Parse(const std::string& text) {
   Fields fields(text);
   Problem problem;
   problem.text = text;
-  const auto x = fields.Ints<4>("x", 1);
-  const auto w = fields.Ints<4>("w", 1);
-  std::tie(problem.n, problem.h, problem.w, problem.c) = std::tuple_cat(x);
-  std::tie(problem.k, problem.r, problem.s, std::ignore) = std::tuple_cat(w);
-  problem.strides = fields.Ints<2>("strides", 1);
-  problem.padding = fields.Ints<4>("padding", 0);
-  problem.dilation = fields.Ints<2>("dilation", 1);
-  const auto groups = fields.Ints<1>("groups", 1);
+  const size_t rank = fields.Count("x") == 5 ? 3 : 2;
+  problem.rank = static_cast<int>(rank);
+  const auto x = fields.Ints("x", rank + 2, 1);
+  const auto w = fields.Ints("w", rank + 2, 1);
+  const auto strides = fields.Ints("strides", rank, 1);
+  const auto padding = fields.Ints("padding", 2 * rank, 0);
+  const auto dilation = fields.Ints("dilation", rank, 1);
+  problem.n = x.front();
+  problem.c = x.back();
+  problem.k = w.front();
+  problem.groups = fields.Ints("groups", 1, 1)[0];
+  problem.size = problem.kernel = problem.strides = problem.dilation = {1, 1, 1};
+  for (size_t i = 0; i < rank; ++i) {
+    const size_t axis = 3 - rank + i;
+    problem.size[axis] = x[1 + i];
+    problem.kernel[axis] = w[1 + i];
+    problem.strides[axis] = strides[i];
+    problem.dilation[axis] = dilation[i];
+    problem.pad_before[axis] = padding[2 * i];
+    problem.pad_after[axis] = padding[2 * i + 1];
+  }
   problem.out = fields.Choice("out", kOutTypes);
   problem.activation = fields.Choice("activation", kActivations);
   problem.slope = fields.Float("slope");
-  problem.residual = fields.Choice<bool>("residual", {{"0", false}, {"1", true}});
+  problem.residual = fields.Choice("residual", kBooleans);
+  problem.offset = fields.Optional("offset", kOffsets);
+  problem.residual_zero_point = fields.Optional("residual_zero_point", kBooleans);
+  problem.activation_first = fields.Optional("activation_first", kBooleans);
+  problem.requantize = fields.Optional("requantize", kBooleans);
 
-  if (w[3] != problem.c) {
-    fields.Fail(StrCat("w has ", w[3], " input channels and x has ", problem.c));
+  if (problem.c % problem.groups != 0 || problem.k % problem.groups != 0) {
+    fields.Fail(StrCat("groups=", problem.groups, " must divide the ", problem.c, " input and ",
+                       problem.k, " output channels"));
+  } else if (w.back() != problem.channels_per_group()) {
+    fields.Fail(StrCat("w has ", w.back(), " input channels and x has ", problem.c, " in ",
+                       problem.groups, " groups"));
   }
-  if (groups[0] != 1) fields.Fail(StrCat("groups=", groups[0], " must be 1"));
-  // Below these bounds int32 sums can't overflow, and the checker's grid of blocks is legal.
-  if (w[1] * w[2] > kMaxTaps || w[1] * w[2] * w[3] > kMaxTaps) {
-    fields.Fail(StrCat("the int32 accumulator could overflow: more than ", kMaxTaps, " taps"));
+  // Below this bound int32 sums can't overflow.
+  const int64_t largest = problem.offset == Offset::kNone ? 128 : 255;
+  const int64_t max_taps = ((int64_t{1} << 31) - 1) / (largest * 128);
+  int64_t taps = 1;
+  for (size_t i = 1; i < w.size(); ++i) {
+    taps *= w[i];
+    if (taps > max_taps) {
+      fields.Fail(
+          StrCat("the int32 accumulator could overflow: more than ", max_taps, " products"));
+      break;
+    }
   }
+  // The checker's grid of blocks is legal.
   if (problem.k > kMaxOutChannels) {
     fields.Fail(StrCat("K=", problem.k, " is more than ", kMaxOutChannels));
   }
@@ -155,19 +220,25 @@ ErrorOr<Problem> Problem::Parse(const std::string& text) {
   if (!problem.has_epilogue() && (problem.residual || problem.activation != Activation::kNone)) {
     fields.Fail("out=int32 is the bare accumulator and takes no residual or activation");
   }
-  const auto& [top, bottom, left, right] = problem.padding;
-  const int64_t rows = problem.h + top + bottom - (problem.r - 1) * problem.dilation[0] - 1;
-  const int64_t columns = problem.w + left + right - (problem.s - 1) * problem.dilation[1] - 1;
-  if (rows < 0 || columns < 0) fields.Fail("the kernel is larger than the padded input");
-  if (problem.h + top + bottom > kMaxElements || problem.w + left + right > kMaxElements) {
-    fields.Fail(StrCat("the padded input has a side of more than ", kMaxElements, " elements"));
+  if (!problem.residual && (problem.residual_zero_point || problem.activation_first)) {
+    fields.Fail("without a residual there is neither residual_zero_point nor activation_first");
+  }
+  if (problem.requantize && problem.out != OutType::kInt8) {
+    fields.Fail("requantize=1 is for out=int8");
+  }
+  for (size_t axis = 0; axis < 3; ++axis) {
+    const int64_t padded = problem.size[axis] + problem.pad_before[axis] + problem.pad_after[axis];
+    const int64_t rest = padded - (problem.kernel[axis] - 1) * problem.dilation[axis] - 1;
+    if (rest < 0) fields.Fail("the kernel is larger than the padded input");
+    if (padded > kMaxElements) {
+      fields.Fail(StrCat("the padded input has a side of more than ", kMaxElements, " elements"));
+    }
+    problem.out_size[axis] = rest / problem.strides[axis] + 1;
   }
   if (auto error = fields.error()) return Unexpected(*error);
 
-  problem.p = rows / problem.strides[0] + 1;
-  problem.q = columns / problem.strides[1] + 1;
   // Each factor is below 2^31, so the product of two can't overflow; check one by one.
-  for (const auto& shape : {x, w, {problem.n, problem.p, problem.q, problem.k}}) {
+  for (const auto& shape : {problem.x_dims(), problem.w_dims(), problem.out_dims()}) {
     int64_t elements = 1;
     for (int64_t size : shape) {
       elements *= size;
@@ -180,22 +251,49 @@ ErrorOr<Problem> Problem::Parse(const std::string& text) {
   return problem;
 }
 
+ConvParams ParamsOf(const Problem& p) {
+  ConvParams params{};
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  params.n = narrow(p.n);
+  params.c = narrow(p.c);
+  params.k = narrow(p.k);
+  params.groups = narrow(p.groups);
+  for (size_t axis = 0; axis < 3; ++axis) {
+    params.size[axis] = narrow(p.size[axis]);
+    params.kernel[axis] = narrow(p.kernel[axis]);
+    params.out_size[axis] = narrow(p.out_size[axis]);
+    params.stride[axis] = narrow(p.strides[axis]);
+    params.pad[axis] = narrow(p.pad_before[axis]);
+    params.dilation[axis] = narrow(p.dilation[axis]);
+  }
+  params.out = static_cast<int>(p.out);
+  params.activation = static_cast<int>(p.activation);
+  params.slope = p.slope;
+  params.offset = static_cast<int>(p.offset);
+  params.activation_first = p.activation_first;
+  params.requantize = p.requantize;
+  return params;
+}
+
 std::vector<OperandSlot> InputSlots(const Problem& problem) {
   const auto& p = problem;
-  std::vector<OperandSlot> slots = {{"x", &Operands::x, {p.n, p.h, p.w, p.c}, 1},
-                                    {"w", &Operands::w, {p.k, p.r, p.s, p.c}, 1}};
-  if (p.has_epilogue()) {
-    slots.push_back({"m", &Operands::m, {p.k}, 4});
-    slots.push_back({"b", &Operands::b, {p.k}, 4});
-  }
-  if (p.residual) {
-    slots.push_back({"r", &Operands::r, p.out_dims(), 1});
-    slots.push_back({"m_r", &Operands::m_r, {}, 4});
-  }
-  if (p.activation == Activation::kClip) {
-    slots.push_back({"lower", &Operands::lower, {}, 4});
-    slots.push_back({"upper", &Operands::upper, {}, 4});
-  }
+  std::vector<OperandSlot> slots = {{"x", &Operands::x, p.x_dims(), 1},
+                                    {"w", &Operands::w, p.w_dims(), 1}};
+  const auto add = [&](bool present, OperandSlot slot) {
+    if (present) slots.push_back(std::move(slot));
+  };
+  add(p.offset != Offset::kNone, {"z", &Operands::z, p.offset_dims(), 4, true});
+  add(p.has_epilogue(), {"m", &Operands::m, {p.k}, 4});
+  add(p.has_epilogue(), {"b", &Operands::b, {p.k}, 4});
+  add(p.residual, {"r", &Operands::r, p.out_dims(), 1});
+  add(p.residual, {"m_r", &Operands::m_r, {}, 4});
+  add(p.residual_zero_point, {"z_r", &Operands::z_r, {}, 4});
+  const bool clip = p.activation == Activation::kClip;
+  add(clip, {"lower", &Operands::lower, {}, 4});
+  add(clip, {"upper", &Operands::upper, {}, 4});
+  add(p.activation == Activation::kPrelu, {"slopes", &Operands::slopes, {p.k}, 4});
+  add(p.requantize, {"m_y", &Operands::m_y, {}, 4});
+  add(p.requantize, {"b_y", &Operands::b_y, {}, 4});
   return slots;
 }
 

@@ -3,13 +3,14 @@
 from importlib.metadata import version as _version
 
 from jax_qconv import _native
+from jax_qconv._activation import Activation
+from jax_qconv._binding import Binding
 from jax_qconv._conv import qconv
 from jax_qconv._info import Info, info
 from jax_qconv._native import EngineUnavailableError
 from jax_qconv._pack import Unpacked, prepack, unpack
-from jax_qconv._packed_conv import Binding, PackedConv
+from jax_qconv._packed_conv import PackedConv
 from jax_qconv._quantize import QTensor, dequantize, quantize
-from jax_qconv._spec import Activation
 from jax_qconv._tune import tune
 from jax_qconv._tuning import Tuned, TuningError
 

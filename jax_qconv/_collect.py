@@ -10,7 +10,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jax_qconv import _primitive
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 
 def problems_of(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Counter[Problem]:

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qconv import _primitive, _spec
-from jax_qconv._arrays import as_array, check_scale, is_concrete, pad_channels
-from jax_qconv._packed_conv import Binding, PackedConv, check_format, resolve_out_dtype
-from jax_qconv._quantize import QTensor
-from jax_qconv._space_to_depth import Blocks
+from jax_qconv import _primitive, _spec, _zero_point
+from jax_qconv._activation import Activation, as_activation
+from jax_qconv._arrays import as_array, check_scale, check_zero_point, is_concrete, pad_channels
+from jax_qconv._binding import Binding, resolve_out_dtype
+from jax_qconv._fold import Constants
+from jax_qconv._packed_conv import PackedConv, check_format
+from jax_qconv._quantize import QTensor, quantize
 
 
 def qconv(
@@ -21,34 +23,51 @@ def qconv(
     packed: PackedConv,
     *,
     residual: QTensor | None = None,
+    residual_mode: str | None = None,
+    x_scale: Any = None,
+    x_zero_point: Any = None,
     out_scale: Any = None,
+    out_zero_point: Any = None,
     out_dtype: Any = None,
-    activation: _spec.Activation | str | None = None,
+    activation: Activation | str | None = None,
+    slopes: Any = None,
     implementation: str | None = None,
     plan: str | None = None,
     autotune: str = "cached",
 ) -> QTensor | jax.Array:
-    """2-D int8 convolution with scale, bias, residual, activation and rounding in one kernel.
+    """int8 convolution with scale, bias, residual, activation and rounding in one kernel.
 
-    Numerics, the same bytes on every backend and with every plan: the int32 accumulator is
-    exact; y = act(fma(r, m_r, fma(float32(acc), m[k], b[k]))) in float32, where
-    m = x_scale * weight_scale / out_scale, b = bias / out_scale, m_r = residual_scale /
-    out_scale (out_scale = 1 for float outputs), each computed in float64 and rounded once.
+    Numerics, the same bytes on every backend and with every plan: the int32 accumulator is exact,
+    acc = sum((x - z_x) * w), padded elements being real zeros;
+    y = act(fma(r - z_r, m_r, fma(float32(acc), m[k], b[k]))) in float32, where
+    m = x_scale * weight_scale / out_scale, b = bias / out_scale + z_y, m_r = residual_scale /
+    out_scale (out_scale = 1, z_y = 0 for float outputs), each computed in float64 and rounded once.
     An int8 output rounds half to even and saturates to [-128, 127]; float outputs round y half
-    to even. int32 is the bare accumulator.
+    to even. int32 is the bare accumulator. Activations that don't scale (hard_swish, hard_sigmoid,
+    sigmoid, tanh, silu, gelu, and around an output zero point leaky_relu and prelu) run in real
+    units, with out_scale = 1 and z_y = 0 above, and end in fma(y, 1 / out_scale, z_y). sigmoid,
+    tanh, silu and gelu are computed by each engine in its own way: there, outputs that are close
+    to a tie may differ by one step.
 
     Args:
-        x: ``[N, H, W, C; int8]`` as a `QTensor` with zero_point None; or a bare int8 array
-            where its scale is known (a bound pack) or not needed (int32 output), with or
-            without the pack's padded channels.
+        x: ``[N, H, W, C; int8]`` (``[N, W, C]`` for 1-D, ``[N, D, H, W, C]`` for 3-D weights; N
+            may be left out) as a `QTensor`; or a bare array of int8, or of floats that are then
+            quantised, where the scale is known: from a bound pack or ``x_scale``. int8 data may
+            come with or without the pack's padded channels.
         packed: weights and geometry from `prepack`. A bound one (`PackedConv.bind`) brings
             scales, activation and output dtype along; for an unbound one they are folded
             here, inside the program.
-        residual: ``[N, P, Q, K; int8]`` added before the activation, or None.
+        residual: ``[N, P, Q, K; int8]``, or None.
+        residual_mode: ``"add"`` (None means that): before the activation;
+            ``"add_after_activation"``, or ``"average"``: act((y + r) / 2).
+        x_scale: ``[; float32]`` scale of a bare array.
+        x_zero_point: ``[; int32]`` zero point of a bare array, or None.
         out_scale: ``[; float32]`` scale of an int8 output.
+        out_zero_point: ``[; int32]`` its zero point, or None.
         out_dtype: ``"int8"``, ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int32"``;
             None means int8 where out_scale is given (or bound), else float32.
-        activation: ``"relu"``, ``"relu6"``, ``"leaky_relu"``, an `Activation`, or None.
+        activation: ``"relu"``, ``"relu6"``, ``"silu"`` and so on, an `Activation`, or None.
+        slopes: ``[K; float32]`` of ``"prelu"``.
         implementation: ``"cudnn"`` or ``"reference"``, which is then used or refused; None
             means cuDNN on CUDA and the reference elsewhere.
         plan: name of the plan to use or refuse, such as ``"cudnn:4:cfg=26"``; None chooses.
@@ -67,6 +86,75 @@ def qconv(
         EngineUnavailableError: if what ``implementation`` or ``plan`` names can't be used.
     """
     check_format(packed)
+    engine = _check_engine(implementation, plan, autotune)
+    x = _as_qtensor(x, packed, x_scale, x_zero_point)
+    batched = _is_batched(x.values, packed)
+    x = x if batched else _map_values(lambda v: v[None], x)
+    if residual is not None:
+        _check_residual(residual, batched, packed)
+        residual = residual if batched else _map_values(lambda v: v[None], residual)
+    values = _check_x(x, packed)
+    _check_unsharded("x", values, axes=(values.ndim - 1,))
+    _check_unsharded("packed", packed.weight, axes=tuple(range(packed.weight.ndim)))
+    binding = _resolve_binding(
+        packed, x, residual, residual_mode, out_scale, out_zero_point, out_dtype, activation, slopes
+    )
+    out = _convolve(packed, values, x.zero_point, residual, binding, engine)
+    out = out if batched else out[0]
+    if binding is not None and binding.out_dtype == "int8":
+        return QTensor(out, binding.out_scale, binding.out_zero_point, packed.out_channels)
+    return out[..., : packed.out_channels]
+
+
+def _convolve(
+    packed: PackedConv,
+    values: jax.Array,
+    zero_point: Any,
+    residual: QTensor | None,
+    binding: Binding | None,
+    engine: dict[str, Any],
+) -> jax.Array:
+    """The call, in the form that the weights are packed in. ``[N, P, Q, K as stored]``."""
+    size, form = values.shape[1:-1], packed.form
+    fields: dict[str, Any] = _ACCUMULATOR if binding is None else binding.epilogue.fields
+    problem = packed.problem(values.shape, **fields)
+    operands: dict[str, Any] = {"x": values, "w": packed.weight}
+    if form is not None:
+        fill = 0 if zero_point is None else jnp.asarray(zero_point, jnp.int8)
+        operands["x"] = form.x(values, packed.padding, fill)
+    if zero_point is not None:
+        zero_point = jnp.asarray(zero_point, jnp.int32)
+        offset = None if binding is None else binding.offset
+        problem = dataclasses.replace(problem, offset=_zero_point.kind(problem))
+        problem.check()
+        if offset is None:
+            offset = packed.offset(values.shape, zero_point)
+        if offset.shape != problem.offset_shape:
+            raise ValueError(
+                f"packed was bound for another input_size than {size}: its zero point's correction "
+                f"has shape {list(offset.shape)}, not {list(problem.offset_shape)}. Bind it for "
+                "this size, or with input_size=None."
+            )
+        operands["z"] = offset
+    if binding is not None:
+        constants = binding.constants
+        for field in dataclasses.fields(Constants):
+            operands[field.name] = getattr(constants, field.name)
+    if residual is not None:
+        out_shape = len(values), *packed.out_size(size), packed.out_channels
+        operands["r"] = _residual_values(residual, out_shape, packed)
+    shapes = {"x": problem.x_shape, "w": problem.w_shape, "r": problem.out_shape}
+    operands |= {name: operands[name].reshape(s) for name, s in shapes.items() if name in operands}
+    out = _primitive.bind(problem, tuple(operands[n] for n in problem.operand_names), **engine)
+    if packed.rank == 1:
+        out = out[:, 0]
+    return out if form is None else form.out(out, size, packed.padding)
+
+
+_ACCUMULATOR = {"out_dtype": "int32", "activation": "none", "slope": 0.0, "residual": False}
+
+
+def _check_engine(implementation: Any, plan: Any, autotune: Any) -> dict[str, Any]:
     if implementation not in (None, *_primitive.IMPLEMENTATIONS):
         raise ValueError(
             f"implementation={implementation!r} is not known; use one of "
@@ -80,85 +168,63 @@ def qconv(
         raise TypeError(f"plan must be the name of a plan or None, got {plan!r}.")
     if plan is not None and implementation == "reference":
         raise ValueError(f"plan={plan!r} names a cuDNN plan, but implementation='reference'.")
-    values, x_scale = _check_x(x, packed)
-    _check_unsharded("x", values, axes=(3,))
-    _check_unsharded("packed", packed.weight, axes=(0, 1, 2, 3))
-    binding, activation, dtype = _resolve_epilogue(
-        packed, x_scale, residual, out_scale, out_dtype, activation
-    )
-    stored_c, stored_k = packed.stored_channels
-    problem = _spec.Problem.make(
-        x_shape=values.shape,
-        w_shape=(stored_k, *packed.kernel_size, stored_c),
-        strides=packed.strides,
-        padding=packed.padding,
-        dilation=packed.dilation,
-        groups=packed.groups,
-        out_dtype=dtype,
-        activation=activation,
-        residual=residual is not None,
-    )
-    operands = {"x": values, "w": packed.weight}
-    if binding is not None:
-        constants = binding.constants
-        operands |= {name: getattr(constants, name) for name in ("m", "b", "m_r", "lower", "upper")}
-    if residual is not None:
-        operands["r"] = _check_residual(residual, problem, packed.out_channels)
-    engine = {"implementation": implementation, "plan": plan, "autotune": autotune}
-    if packed.blocks is None:
-        out = _bind(problem, operands, **engine)
-    else:
-        out = _bind_blocks(packed.blocks, problem, operands, **engine)
-    if binding is not None and dtype == "int8":
-        return QTensor(out, binding.out_scale, None, packed.out_channels)
-    return out[..., : packed.out_channels]
+    return {"implementation": implementation, "plan": plan, "autotune": autotune}
 
 
-def _bind(problem: _spec.Problem, operands: dict[str, Any], **engine: Any) -> jax.Array:
-    return _primitive.bind(problem, tuple(operands[n] for n in problem.operand_names), **engine)
-
-
-def _bind_blocks(
-    blocks: Blocks, problem: _spec.Problem, operands: dict[str, Any], **engine: Any
-) -> jax.Array:
-    """The convolution of blocks, its operands cut and its output put together again."""
-    out_size = problem.out_shape[1:3]
-    cut = operands | {"x": blocks.x(operands["x"], problem.padding, out_size)}
-    if problem.residual:
-        cut["r"] = blocks.residual(operands["r"])
-    inner = dataclasses.replace(
-        problem,
-        x_shape=cut["x"].shape,
-        w_shape=cut["w"].shape,
-        strides=(1, 1),
-        padding=((0, 0), (0, 0)),
-    )
-    inner.check()
-    return blocks.out(_bind(inner, cut, **engine), out_size)
-
-
-def _check_x(x: Any, packed: PackedConv) -> tuple[jax.Array, Any]:
-    """The int8 values, with the pack's stored channels, and their scale (None if unknown)."""
-    values, scale, channels = x, None, None
+def _as_qtensor(x: Any, packed: PackedConv, x_scale: Any, x_zero_point: Any) -> QTensor:
+    """x with what is known of its scale; floats are quantised."""
     if isinstance(x, QTensor):
-        _check_symmetric("x", x)
-        values, scale, channels = x.values, x.scale, x.channels
-    values = jnp.asarray(as_array("x", values))
+        if x_scale is not None or x_zero_point is not None:
+            raise ValueError("x_scale and x_zero_point are for bare arrays, but x is a QTensor.")
+        if x.zero_point is not None:
+            check_zero_point("x.zero_point", x.zero_point)
+        return _map_values(lambda v: jnp.asarray(as_array("x", v)), x)
+    values = jnp.asarray(as_array("x", x))
+    binding = packed.binding
+    if x_scale is None and binding is not None:
+        x_scale, x_zero_point = binding.x_scale, binding.x_zero_point
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        if x_scale is None:
+            raise TypeError(
+                f"x must be int8, got {values.dtype}; quantise it with quantize(x, scale), or "
+                "pass x_scale=."
+            )
+        return quantize(values, x_scale, zero_point=x_zero_point, pad=packed.stored_channels[0])
+    if x_zero_point is not None:
+        check_zero_point("x_zero_point", x_zero_point)
+    # Bare int8 data may have been padded beforehand.
+    channels = values.shape[-1:] and values.shape[-1]
+    channels = packed.in_channels if channels == packed.stored_channels[0] else channels
+    return QTensor(values, x_scale, x_zero_point, channels)
+
+
+def _map_values(function: Any, q: QTensor) -> QTensor:
+    return dataclasses.replace(q, values=function(q.values))
+
+
+def _is_batched(values: jax.Array, packed: PackedConv) -> bool:
+    """Whether x has an axis for N."""
+    axes = packed.rank + 2
+    if values.ndim not in (axes, axes - 1):
+        names = {1: "N, W, C", 2: "N, H, W, C", 3: "N, D, H, W, C"}[packed.rank]
+        raise ValueError(
+            f"x must have {axes} axes ({names}), or all but N, got shape {list(values.shape)}."
+        )
+    return values.ndim == axes
+
+
+def _check_x(x: QTensor, packed: PackedConv) -> jax.Array:
+    """The int8 values, with the pack's stored channels."""
+    values, channels = x.values, x.channels
     if values.dtype != jnp.int8:
-        is_float = jnp.issubdtype(values.dtype, jnp.floating)
-        remedy = "; quantise it with quantize(x, scale)" if is_float else ""
-        raise TypeError(f"x must be int8, got {values.dtype}{remedy}.")
-    if values.ndim != 4:
-        raise ValueError(f"x must have 4 axes (N, H, W, C), got shape {list(values.shape)}.")
+        raise TypeError(f"x must be int8 or floats, got {values.dtype}.")
     stored, _ = packed.stored_channels
-    if channels is None:
-        channels = packed.in_channels if values.shape[3] == stored else values.shape[3]
     _check_stored("x", channels, values)
     if channels != packed.in_channels:
         raise ValueError(
             f"x has {channels} channels, but packed has weights for {packed.in_channels}."
         )
-    return pad_channels(values, stored), scale
+    return pad_channels(values, stored)
 
 
 def _check_stored(name: str, channels: int, values: jax.Array) -> None:
@@ -176,51 +242,67 @@ def _check_unsharded(name: str, values: Any, *, axes: tuple[int, ...]) -> None:
         )
 
 
-def _check_symmetric(name: str, q: QTensor) -> None:
-    if q.zero_point is not None:
-        raise ValueError(
-            f"{name} has a zero_point; this version convolves symmetric data only. Quantise it "
-            "with zero_point=None."
-        )
-
-
-def _check_residual(residual: Any, problem: _spec.Problem, channels: int) -> jax.Array:
-    values = jnp.asarray(as_array("residual", residual.values))
+def _check_residual(residual: Any, batched: bool, packed: PackedConv) -> None:
+    if not isinstance(residual, QTensor):
+        raise TypeError(f"residual must be a QTensor or None, got {type(residual).__name__}.")
+    values = as_array("residual", residual.values)
     if values.dtype != jnp.int8:
         raise TypeError(f"residual must hold int8 values, got {values.dtype}.")
-    expected = (*problem.out_shape[:3], channels)
-    if residual.shape != expected:
+    if values.ndim != packed.rank + 1 + batched:
         raise ValueError(
-            f"residual has shape {list(residual.shape)}, but the output has {list(expected)}."
+            f"residual must have {packed.rank + 1 + batched} axes, as x has, got shape "
+            f"{list(values.shape)}."
         )
-    _check_stored("residual", channels, values)
-    return pad_channels(values, problem.out_shape[3])
 
 
-def _resolve_epilogue(
+def _residual_values(
+    residual: QTensor, out_shape: tuple[int, ...], packed: PackedConv
+) -> jax.Array:
+    """The residual as the kernel reads it, with the pack's stored channels."""
+    if residual.shape != out_shape:
+        raise ValueError(
+            f"residual has shape {list(residual.shape)}, but the output has {list(out_shape)}."
+        )
+    values = jnp.asarray(residual.values)
+    _check_stored("residual", residual.channels, values)
+    values = pad_channels(values, packed.stored_channels[1])
+    return values if packed.form is None else packed.form.residual(values, packed.padding)
+
+
+def _resolve_binding(
     packed: PackedConv,
-    x_scale: Any,
-    residual: Any,
+    x: QTensor,
+    residual: QTensor | None,
+    residual_mode: str | None,
     out_scale: Any,
+    out_zero_point: Any,
     out_dtype: Any,
     activation: Any,
-) -> tuple[Binding | None, _spec.Activation, str]:
-    """The folded scales (None for int32), the activation and the output dtype of the call."""
-    if residual is not None:
-        if not isinstance(residual, QTensor):
-            raise TypeError(f"residual must be a QTensor or None, got {type(residual).__name__}.")
-        _check_symmetric("residual", residual)
+    slopes: Any,
+) -> Binding | None:
+    """The folded scales, None for int32."""
     if packed.binding is not None:
-        binding = packed.binding
-        _check_binding(binding, x_scale, residual, out_scale, out_dtype, activation)
-        return binding, binding.activation, binding.out_dtype
-    activation = _spec.as_activation(activation)
+        _check_binding(
+            packed.binding,
+            x,
+            residual,
+            residual_mode,
+            out_scale=out_scale,
+            out_zero_point=out_zero_point,
+            out_dtype=out_dtype,
+            activation=activation,
+        )
+        if slopes is not None:
+            raise ValueError("slopes are bound: pass them to packed.bind, not to the call.")
+        return packed.binding
     dtype = resolve_out_dtype(out_dtype, out_scale)
     if dtype == "int32":
+        kind = as_activation(activation).kind
         extras = {
             "packed has a bias": packed.bias is not None,
             "a residual was given": residual is not None,
-            f"activation is {activation.kind!r}": activation.kind != "none",
+            f"activation is {kind!r}": kind != "none",
+            "out_zero_point was given": out_zero_point is not None,
         }
         found = [text for text, present in extras.items() if present]
         if found:
@@ -228,27 +310,35 @@ def _resolve_epilogue(
                 f"out_dtype='int32' is the bare accumulator, but {' and '.join(found)}; use "
                 "out_dtype='float32' for an output with an epilogue."
             )
-        return None, activation, dtype
-    if x_scale is None:
+        return None
+    if x.scale is None:
         raise TypeError(
             f"x is a bare int8 array, but for {dtype} outputs its scale is needed; pass "
-            "QTensor(x, scale), or a pack bound with packed.bind(x_scale=...)."
+            "QTensor(x, scale), x_scale=, or a pack bound with packed.bind(x_scale=...)."
         )
     bound = packed.bind(
-        x_scale=x_scale,
+        x_scale=x.scale,
+        x_zero_point=x.zero_point,
         out_scale=out_scale,
+        out_zero_point=out_zero_point,
         residual_scale=None if residual is None else check_scale("residual_scale", residual.scale),
+        residual_zero_point=None if residual is None else residual.zero_point,
+        residual_mode=residual_mode or "add",
         activation=activation,
+        slopes=slopes,
         out_dtype=dtype,
     )
-    return bound.binding, activation, dtype
+    return bound.binding
 
 
 def _check_binding(
     binding: Binding,
-    x_scale: Any,
+    x: QTensor,
     residual: QTensor | None,
+    residual_mode: str | None,
+    *,
     out_scale: Any,
+    out_zero_point: Any,
     out_dtype: Any,
     activation: Any,
 ) -> None:
@@ -260,30 +350,41 @@ def _check_binding(
                "without a residual_scale, but a residual was given.")
             + " Bind it again for this call."
         )  # fmt: skip
+    zero_points = {"x": (x.zero_point, binding.x_zero_point)}
+    if residual is not None:
+        zero_points["residual"] = residual.zero_point, binding.residual_zero_point
+    for name, (given, bound) in zero_points.items():
+        if (given is None) != (bound is None):
+            raise ValueError(
+                f"packed was bound {'without' if bound is None else 'with'} a zero point of "
+                f"{name}, but {name} has {'none' if given is None else 'one'}. Bind it again."
+            )
     wanted = {
-        "out_dtype": (
-            None if out_dtype is None else _spec.as_out_dtype(out_dtype),
-            binding.out_dtype,
-        ),
-        "activation": (
-            None if activation is None else _spec.as_activation(activation),
-            binding.activation,
-        ),
+        "out_dtype": (out_dtype and _spec.as_out_dtype(out_dtype), binding.out_dtype),
+        "activation": (activation and as_activation(activation), binding.activation),
+        "residual_mode": (residual_mode, binding.epilogue.residual_mode),
     }
     for name, (given, bound) in wanted.items():
         if given is not None and given != bound:
             raise ValueError(f"packed was bound to {name}={bound}, but {name}={given} was given.")
-    if out_scale is not None and binding.out_scale is None:
-        raise ValueError(f"packed was bound to {binding.out_dtype} outputs, without an out_scale.")
-    scales = {
-        "x's scale": (x_scale, binding.x_scale),
-        "out_scale": (out_scale, binding.out_scale),
-        "residual's scale": (None if residual is None else residual.scale, binding.residual_scale),
-    }
-    for name, (given, bound) in scales.items():
+    for name, given, bound in (
+        ("out_scale", out_scale, binding.out_scale),
+        ("out_zero_point", out_zero_point, binding.out_zero_point),
+    ):
+        if given is not None and bound is None:
+            raise ValueError(f"packed was bound to {binding.out_dtype} outputs, without an {name}.")
+    r_scale, r_zero = (None, None) if residual is None else (residual.scale, residual.zero_point)
+    for name, given, bound, check in (
+        ("x's scale", x.scale, binding.x_scale, check_scale),
+        ("x's zero point", x.zero_point, binding.x_zero_point, check_zero_point),
+        ("out_scale", out_scale, binding.out_scale, check_scale),
+        ("out_zero_point", out_zero_point, binding.out_zero_point, check_zero_point),
+        ("residual's scale", r_scale, binding.residual_scale, check_scale),
+        ("residual's zero point", r_zero, binding.residual_zero_point, check_zero_point),
+    ):
         if given is None or given is bound:
             continue
-        check_scale(name, given)
+        check(name, given)
         known = is_concrete(given) and is_concrete(bound)
         if known and np.asarray(given).astype(np.float32) != np.asarray(bound):
             raise ValueError(f"packed was bound to another {name}: {bound}, but got {given}.")

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from flax import serialization
 
 from jax_qconv import _spec
+from jax_qconv._activation import Activation, as_activation
+from jax_qconv._binding import Binding
 from jax_qconv._fold import Constants
 from jax_qconv._pack import prepack
-from jax_qconv._packed_conv import Binding, PackedConv
+from jax_qconv._packed_conv import PackedConv
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,12 +22,13 @@ class Layer:
     """What a module's fields ask for, and what a pack holds: the same words, to be compared."""
 
     features: int
-    kernel_size: tuple[int, int]
-    strides: tuple[int, int]
+    kernel_size: _spec.Ints
+    strides: _spec.Ints
     padding: _spec.Padding
-    kernel_dilation: tuple[int, int]
+    kernel_dilation: _spec.Ints
+    feature_group_count: int
     use_bias: bool
-    activation: _spec.Activation
+    activation: Activation
     residual: bool
     out_dtype: str
 
@@ -33,26 +36,31 @@ class Layer:
     def of_module(cls, module: Any, *, features: int) -> Layer:
         """Check and normalise the fields of a module, which are named as in Flax's Conv."""
         size = module.kernel_size
-        if not isinstance(size, Sequence) or len(size) != 2:
+        if _spec.is_int(size):
+            size = (size,)
+        if not isinstance(size, Sequence) or len(size) not in _spec.AXES:
             raise ValueError(
-                f"kernel_size={size!r} is not a 2-D kernel (to Flax an int is a 1-D one); give "
-                "(height, width)."
+                f"kernel_size={size!r} must be an int for a 1-D kernel, (height, width) or "
+                "(depth, height, width)."
             )
-        for name in ("input_dilation", "feature_group_count"):
-            value = getattr(module, name)
-            if value not in (None, 1, (1, 1)):
-                raise ValueError(f"{name} must be 1 in this version, got {value!r}.")
+        rank = len(size)
+        if module.input_dilation not in (None, 1, (1,) * rank):
+            raise ValueError(
+                f"input_dilation must be 1, got {module.input_dilation!r}; for a transposed "
+                "convolution use prepack(transpose=True)."
+            )
         strides, dilation = (
             1 if value is None else value for value in (module.strides, module.kernel_dilation)
         )
         return cls(
             features=features,
-            kernel_size=_spec.as_pair("kernel_size", size, minimum=1),
-            strides=_spec.as_pair("strides", strides, minimum=1),
-            padding=_spec.as_padding(module.padding),
-            kernel_dilation=_spec.as_pair("kernel_dilation", dilation, minimum=1),
+            kernel_size=_spec.as_ints("kernel_size", size, rank=rank, minimum=1),
+            strides=_spec.as_ints("strides", strides, rank=rank, minimum=1),
+            padding=_spec.as_padding(module.padding, rank=rank),
+            kernel_dilation=_spec.as_ints("kernel_dilation", dilation, rank=rank, minimum=1),
+            feature_group_count=module.feature_group_count,
             use_bias=module.use_bias,
-            activation=_spec.as_activation(module.activation),
+            activation=as_activation(module.activation),
             residual=module.residual,
             out_dtype=_spec.as_out_dtype(module.out_dtype),
         )
@@ -68,6 +76,7 @@ class Layer:
             strides=packed.strides,
             padding=packed.padding,
             kernel_dilation=packed.dilation,
+            feature_group_count=packed.groups,
             use_bias=packed.bias is not None,
             activation=packed.binding.activation,
             residual=packed.binding.residual_scale is not None,
@@ -109,6 +118,7 @@ class Layer:
             strides=self.strides,
             padding=self.padding,
             dilation=self.kernel_dilation,
+            groups=self.feature_group_count,
         )
         return self.check(
             packed.bind(
@@ -125,7 +135,7 @@ class Layer:
     ) -> PackedConv:
         """A pack of zero weights: the shapes, dtypes and structure that a checkpoint has."""
         return self.pack(
-            jnp.zeros((*self.kernel_size, in_features, self.features)),
+            jnp.zeros((*self.kernel_size, in_features // self.feature_group_count, self.features)),
             jnp.zeros(self.features) if self.use_bias else None,
             x_scale=x_scale,
             out_scale=1.0 if self.out_dtype == "int8" else None,

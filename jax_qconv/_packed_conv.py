@@ -1,4 +1,4 @@
-"""Packed weights: `PackedConv`, what it is bound to, and checks of both."""
+"""Packed weights: `PackedConv`, their geometry, and checks of them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_qconv import _spec
-from jax_qconv._arrays import check_scale
-from jax_qconv._fold import Constants, fold
+from jax_qconv import _spec, _zero_point
+from jax_qconv._activation import Activation
+from jax_qconv._binding import Binding
+from jax_qconv._problem import Problem
 from jax_qconv._space_to_depth import Blocks
+from jax_qconv._subpixel import Phases
 
 _STATIC = {"static": True}  # part of the pytree's structure, not a leaf
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Binding:
-    """Scales folded into a pack by `PackedConv.bind`, and the scales they came from.
-
-    Attributes:
-        constants: what the epilogue multiplies, adds and clips by.
-        x_scale: ``[; float32]`` of the input.
-        out_scale: ``[; float32]`` of an int8 output, or None.
-        residual_scale: ``[; float32]`` of the residual, or None without one.
-        activation: that is fused.
-        out_dtype: of the output.
-    """
-
-    constants: Constants
-    x_scale: Any
-    out_scale: Any
-    residual_scale: Any
-    activation: _spec.Activation = dataclasses.field(metadata=_STATIC)
-    out_dtype: str = dataclasses.field(metadata=_STATIC)
 
 
 @jax.tree_util.register_dataclass
@@ -45,20 +25,23 @@ class PackedConv:
 
     A pytree: weight, weight_scale, bias and binding are data, the rest is static. It can be
     an argument or a result of jitted functions, be donated, sharded and saved like any other.
+    Tuples have one item for each spatial axis, of which there are one to three.
 
     Attributes:
-        weight: ``[K, R, S, C; int8]``, channels as stored (padded with zeros), or cut into
-            `blocks`.
+        weight: ``[K, R, S, C / groups; int8]``, channels as stored (padded with zeros), groups
+            merged, or recast in another `form`.
         weight_scale: ``[K or scalar; float32]``, K logical.
         bias: ``[K; float32]`` in real units, or None.
         binding: folded scales, or None until `bind`.
         in_channels: logical C.
         out_channels: logical K.
-        strides: (height, width).
-        padding: ``"SAME"``, ``"VALID"`` or ((top, bottom), (left, right)).
-        dilation: (height, width) of the kernel.
-        groups: feature groups; 1 for now.
-        blocks: how the weights are cut for space to depth, or None for the direct form.
+        strides: of the window; of a transposed convolution, the factor of its output's size.
+        padding: ``"SAME"``, ``"VALID"`` or (before, after) pairs.
+        dilation: of the kernel.
+        groups: feature groups.
+        merge: how many groups are stored as a dense one.
+        form: how the convolution is recast: space to depth, the phases of a transposed one, or
+            None for the direct form.
         format_version: of this format.
     """
 
@@ -68,23 +51,48 @@ class PackedConv:
     binding: Binding | None
     in_channels: int = dataclasses.field(metadata=_STATIC)
     out_channels: int = dataclasses.field(metadata=_STATIC)
-    strides: tuple[int, int] = dataclasses.field(metadata=_STATIC)
+    strides: _spec.Ints = dataclasses.field(metadata=_STATIC)
     padding: _spec.Padding = dataclasses.field(metadata=_STATIC)
-    dilation: tuple[int, int] = dataclasses.field(metadata=_STATIC)
-    groups: int = dataclasses.field(metadata=_STATIC)
-    blocks: Blocks | None = dataclasses.field(default=None, metadata=_STATIC)
+    dilation: _spec.Ints = dataclasses.field(metadata=_STATIC)
+    groups: int = dataclasses.field(default=1, metadata=_STATIC)
+    merge: int = dataclasses.field(default=1, metadata=_STATIC)
+    form: Blocks | Phases | None = dataclasses.field(default=None, metadata=_STATIC)
     format_version: int = dataclasses.field(default=_spec.FORMAT_VERSION, metadata=_STATIC)
 
     @property
-    def kernel_size(self) -> tuple[int, int]:
-        """(R, S): height and width of the kernel."""
-        return self.blocks.kernel if self.blocks else tuple(self.weight.shape[1:3])
+    def rank(self) -> int:
+        """Spatial axes: 1, 2 or 3."""
+        return len(self.strides)
+
+    @property
+    def kernel_size(self) -> _spec.Ints:
+        """The size of the kernel, such as (R, S)."""
+        return self.form.kernel if self.form else tuple(self.weight.shape[1:-1])
+
+    @property
+    def transpose(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return isinstance(self.form, Phases)
+
+    @property
+    def output_padding(self) -> _spec.Ints:
+        """Elements added at the end of each axis; zeros but for transposed convolutions."""
+        return self.form.output_padding if isinstance(self.form, Phases) else (0,) * self.rank
+
+    @property
+    def stored_groups(self) -> int:
+        """Groups that the kernel sees, those of padded channels included."""
+        if self.groups == self.merge:
+            return 1
+        return self.weight.shape[0] // (self.out_channels // self.groups * self.merge)
 
     @property
     def stored_channels(self) -> tuple[int, int]:
         """(C, K) as stored, padding included."""
-        k, _, _, c = self.weight.shape
-        return (self.blocks.channels, k // self.blocks.count) if self.blocks else (c, k)
+        k, *_, c = self.weight.shape
+        if self.form is not None:
+            return self.form.channels, k // self.form.count
+        return c * self.stored_groups, k
 
     @property
     def nbytes(self) -> int:
@@ -92,57 +100,147 @@ class PackedConv:
         leaves = jax.tree_util.tree_leaves(self)
         return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
 
+    def out_size(self, size: _spec.Ints) -> _spec.Ints:
+        """Spatial sizes of the output, such as (P, Q), for an input of ``size``, such as (H, W).
+
+        Raises:
+            ValueError: if there is no output: the kernel is larger than the padded input.
+        """
+        if isinstance(self.form, Phases):
+            out = self.form.out_size(size, self.padding)
+            if min(out) < 1:
+                raise ValueError(
+                    f"a transposed convolution of size {size} with padding={self.padding} has no "
+                    f"output left ({out}); lessen padding."
+                )
+            return out
+        # Also where it is recast: the rule is about the convolution that was asked for.
+        direct = Problem.make(
+            x_shape=_two_axes(1, *size, 4),
+            w_shape=_two_axes(1, *self.kernel_size, 4),
+            groups=1,
+            **self._placement(self.strides, self.padding, self.dilation),
+            **_ACCUMULATOR,
+        )
+        return direct.out_shape[-1 - self.rank : -1]
+
+    def problem(self, x_shape: _spec.Ints, **fields: Any) -> Problem:
+        """The call of the kernel for an input ``[N, H, W, C as stored]``.
+
+        Args:
+            x_shape: of the input.
+            fields: those of `Problem` that the epilogue has.
+        """
+        n, *size, channels = x_shape
+        self.out_size(tuple(size))
+        placed = self.strides, self.padding, self.dilation
+        if self.form is not None:
+            cut = jax.eval_shape(
+                lambda x: self.form.x(x, self.padding), jax.ShapeDtypeStruct((1, *x_shape[1:]), jnp.int8)
+            ).shape
+            n, size, channels = x_shape[0], cut[1:-1], cut[-1]
+            ones, pads = (1,) * self.rank, self.form.padding(x_shape[1:-1], self.padding)
+            placed = ones, pads, ones
+        return Problem.make(
+            x_shape=_two_axes(n, *size, channels),
+            w_shape=_two_axes(*self.weight.shape),
+            groups=self.stored_groups,
+            **self._placement(*placed),
+            **fields,
+        )
+
+    def _placement(self, strides: Any, padding: Any, dilation: Any) -> dict[str, Any]:
+        """As a `Problem` has it: one spatial axis becomes two."""
+        if self.rank > 1:
+            return {"strides": strides, "padding": padding, "dilation": dilation}
+        if not isinstance(padding, str):
+            padding = ((0, 0), *padding)
+        return {"strides": (1, *strides), "padding": padding, "dilation": (1, *dilation)}
+
+    def offset(self, x_shape: _spec.Ints, zero_point: Any) -> jax.Array:
+        """The int32 that makes up for the zero point of an input; see `Binding.offset`."""
+        problem = self.problem(x_shape, **_ACCUMULATOR)
+        return _zero_point.offset(problem, self.weight.reshape(problem.w_shape), zero_point)
+
     def bind(
         self,
         *,
         x_scale: Any,
+        x_zero_point: Any = None,
         out_scale: Any = None,
+        out_zero_point: Any = None,
         residual_scale: Any = None,
-        activation: _spec.Activation | str | None = None,
+        residual_zero_point: Any = None,
+        residual_mode: str = "add",
+        activation: Activation | str | None = None,
+        slopes: Any = None,
         out_dtype: Any = None,
+        input_size: Any = None,
     ) -> PackedConv:
-        """Fold scales, bias and activation bounds once, so that calls need not.
+        """Fold scales, zero points, bias and activation bounds once, so that calls need not.
 
         Args:
             x_scale: ``[; float32]`` scale of the input activations.
+            x_zero_point: ``[; int32]`` their zero point in [-128, 127], or None.
             out_scale: ``[; float32]`` scale of the int8 output; None for a float one.
+            out_zero_point: ``[; int32]`` zero point of the int8 output, or None.
             residual_scale: ``[; float32]`` scale of the int8 residual, or None without one.
-            activation: fused after the addition of the residual; see `Activation`.
+            residual_zero_point: ``[; int32]`` its zero point, or None.
+            residual_mode: ``"add"``: act(y + r); ``"add_after_activation"``: act(y) + r;
+                ``"average"``: act((y + r) / 2).
+            activation: fused; see `Activation`.
+            slopes: ``[K; float32]`` factors of ``"prelu"`` for negative values; else None.
             out_dtype: one of int8, float32, bfloat16, float16; None means int8 where
                 out_scale is given, else float32. An int32 output has nothing to bind.
+            input_size: spatial sizes of the input, such as (H, W). With a zero point and padding,
+                the correction along the borders depends on it: given here, it is computed once;
+                None computes it in each call.
 
         Returns:
             The same pack with `binding` set (an earlier one is replaced).
 
         Raises:
-            TypeError, ValueError: on bad scales, an unknown activation or dtype, or an
-                out_scale that doesn't go with out_dtype.
+            TypeError, ValueError: on bad scales or zero points, an unknown activation, mode or
+                dtype, or an out_scale that doesn't go with out_dtype.
         """
         check_format(self)
-        activation = _spec.as_activation(activation)
-        dtype = resolve_out_dtype(out_dtype, out_scale)
-        if dtype == "int32":
-            raise ValueError(
-                "out_dtype='int32' is the bare accumulator and has nothing to bind; "
-                "call qconv(x, packed, out_dtype='int32') with the unbound pack."
-            )
-        x_scale = check_scale("x_scale", x_scale)
-        out_scale = None if out_scale is None else check_scale("out_scale", out_scale)
-        if residual_scale is not None:
-            residual_scale = check_scale("residual_scale", residual_scale)
-        constants = fold(
+        binding = Binding.make(
             weight_scale=self.weight_scale,
             bias=self.bias,
-            x_scale=x_scale,
-            out_scale=out_scale,
-            residual_scale=residual_scale,
-            activation=activation,
             channels=self.out_channels,
             stored=self.stored_channels[1],
-            copies=self.blocks.count if self.blocks else 1,
+            copies=self.form.count if self.form else 1,
+            x_scale=x_scale,
+            x_zero_point=x_zero_point,
+            out_scale=out_scale,
+            out_zero_point=out_zero_point,
+            residual_scale=residual_scale,
+            residual_zero_point=residual_zero_point,
+            residual_mode=residual_mode,
+            activation=activation,
+            slopes=slopes,
+            out_dtype=out_dtype,
         )
-        binding = Binding(constants, x_scale, out_scale, residual_scale, activation, dtype)
+        if input_size is not None:
+            input_size = _spec.as_ints("input_size", input_size, rank=self.rank, minimum=1)
+        if x_zero_point is not None and (input_size is not None or self._is_unpadded()):
+            extent = [
+                (k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)
+            ]
+            x_shape = (1, *(input_size or extent), self.stored_channels[0])
+            offset = self.offset(x_shape, binding.x_zero_point)
+            binding = dataclasses.replace(binding, offset=offset)
         return dataclasses.replace(self, binding=binding)
+
+    def _is_unpadded(self) -> bool:
+        """Whether the kernel never hangs over the border, whatever the input's size."""
+        if isinstance(self.form, Phases):
+            return False
+        if isinstance(self.form, Blocks) or self.padding == "VALID":
+            return True
+        if self.padding == "SAME":
+            return max(self.kernel_size) == 1
+        return not any(side for pair in self.padding for side in pair)
 
     def __repr__(self) -> str:
         if not hasattr(self.weight, "shape"):
@@ -152,16 +250,28 @@ class PackedConv:
         stored = "" if (c, k) == (self.in_channels, self.out_channels) else f" (stored {c} -> {k})"
         kernel = "x".join(map(str, self.kernel_size))
         per = "channel" if self.weight_scale.shape else "tensor"
-        bound = ""
+        notes = ""
+        if self.groups > 1 and self.merge > 1:
+            notes += f" ({self.merge} merged)"
+        if isinstance(self.form, Phases):
+            notes += f", transposed, output_padding={self.output_padding}"
+        bound = ", space to depth" if isinstance(self.form, Blocks) else ""
         if self.binding is not None:
-            bound = f", bound to {self.binding.out_dtype} {self.binding.activation.kind}"
+            bound += f", bound to {self.binding.out_dtype} {self.binding.activation.kind}"
         return (
             f"PackedConv({self.in_channels} -> {self.out_channels}{stored}, {kernel} kernel, "
             f"strides={self.strides}, padding={self.padding!r}, dilation={self.dilation}, "
-            f"groups={self.groups}, scale per {per}, "
-            f"bias={'no' if self.bias is None else 'yes'}"
-            f"{', space to depth' if self.blocks else ''}{bound})"
+            f"groups={self.groups}{notes}, scale per {per}, "
+            f"bias={'no' if self.bias is None else 'yes'}{bound})"
         )
+
+
+_ACCUMULATOR = {"out_dtype": "int32", "activation": "none", "slope": 0.0, "residual": False}
+
+
+def _two_axes(first: Any, *sizes_and_last: Any) -> tuple[Any, ...]:
+    """A shape with one spatial axis as one with two; others as they are."""
+    return (first, 1, *sizes_and_last) if len(sizes_and_last) == 2 else (first, *sizes_and_last)
 
 
 def check_format(packed: Any) -> None:
@@ -174,12 +284,15 @@ def check_format(packed: Any) -> None:
             f"{_spec.FORMAT_VERSION}. Update jax_qconv, or prepack the weights again."
         )
     stored, k = getattr(packed.weight, "shape", ()), packed.out_channels
-    copies = packed.blocks.count if packed.blocks else 1
-    if len(stored) != 4 or stored[0] < copies * k or stored[3] < packed.in_channels:
+    copies = packed.form.count if packed.form else 1
+    if len(stored) != packed.rank + 2 or not (
+        stored[0] >= copies * k and packed.stored_channels[0] >= packed.in_channels
+    ):
+        kernel = {1: "S", 2: "R, S", 3: "T, R, S"}[packed.rank]
         raise ValueError(
-            f"packed.weight must be of shape [K, R, S, C] with K >= {copies * k} and C >= "
-            f"{packed.in_channels}, got {list(stored)}; stacked packs are for jax.lax.scan and "
-            "jax.vmap, which take them apart."
+            f"packed.weight must be of shape [K, {kernel}, C / groups] with K >= {copies * k} and "
+            f"C >= {packed.in_channels}, got {list(stored)}; stacked packs are for jax.lax.scan "
+            "and jax.vmap, which take them apart."
         )
     leaves: dict[str, tuple[Any, Any, list[tuple[int, ...]]]] = {
         "weight": (packed.weight, jnp.int8, [stored]),
@@ -187,15 +300,10 @@ def check_format(packed: Any) -> None:
         "bias": (packed.bias, jnp.float32, [(k,)]),
     }
     if packed.binding is not None:
-        constants = packed.binding.constants
-        for name, shape in {
-            "m": stored[:1],
-            "b": stored[:1],
-            "m_r": (),
-            "lower": (),
-            "upper": (),
-        }.items():
-            leaves[name] = (getattr(constants, name), jnp.float32, [shape])
+        for field in dataclasses.fields(packed.binding.constants):
+            shape = stored[:1] if field.name in ("m", "b", "slopes") else ()
+            leaf = getattr(packed.binding.constants, field.name)
+            leaves[field.name] = (leaf, jnp.float32, [shape])
     for name, (leaf, dtype, shapes) in leaves.items():
         if leaf is not None and (leaf.dtype != dtype or leaf.shape not in shapes):
             # Casting all floats of a tree at once is a common habit.
@@ -204,15 +312,3 @@ def check_format(packed: Any) -> None:
                 f"{leaf.dtype}{list(leaf.shape)}; packs must not be cast or cut, results would "
                 "change."
             )
-
-
-def resolve_out_dtype(out_dtype: Any, out_scale: Any) -> str:
-    """int8 where an out_scale is given, else float32, unless ``out_dtype`` says otherwise."""
-    if out_dtype is None:
-        return "float32" if out_scale is None else "int8"
-    dtype = _spec.as_out_dtype(out_dtype)
-    if dtype == "int8" and out_scale is None:
-        raise ValueError("out_dtype='int8' needs out_scale, the scale of the output.")
-    if dtype != "int8" and out_scale is not None:
-        raise ValueError(f"out_scale is for int8 outputs only, got out_dtype={dtype!r}.")
-    return dtype

@@ -16,7 +16,7 @@ import math
 from importlib import resources
 from typing import Any
 
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 FORMAT = 1
 HOPPER, AMPERE = "cudnn:4", "cudnn:7"

@@ -23,7 +23,7 @@ from importlib import metadata, resources
 from typing import Any
 
 from jax_qconv import _native
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 FORMAT = 1
 """Of the files. Those of a newer format are left alone."""

@@ -7,7 +7,7 @@ import functools
 import jax
 
 from jax_qconv import _native, _plan_model, _plan_store, _tuning
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 AUTOTUNE = ("cached", "on", "off")
 """What may be looked up and tuned when a call is lowered; see `plan_for`."""

@@ -16,7 +16,8 @@ from jax.interpreters import ad, batching, mlir
 
 from jax_qconv import _native, _plans, _reference
 from jax_qconv._arrays import INTEGER_OP_GRADIENT
-from jax_qconv._spec import Problem, is_int
+from jax_qconv._problem import Problem
+from jax_qconv._spec import is_int
 
 IMPLEMENTATIONS = ("cudnn", "reference")
 AUTOTUNE = _plans.AUTOTUNE

@@ -12,6 +12,7 @@ import numpy as np
 from jax_qconv._arrays import (
     as_array,
     check_scale,
+    check_zero_point,
     is_concrete,
     pad_channels,
     reciprocal,
@@ -118,7 +119,7 @@ def quantize(
     if not isinstance(pad, bool) and not is_int(pad):
         raise TypeError(f"pad must be True, False or a channel count, got {pad!r}.")
     scale = check_scale("scale", scale)
-    zero = None if zero_point is None else _check_zero_point(zero_point)
+    zero = None if zero_point is None else check_zero_point("zero_point", zero_point)
     channels = x.shape[-1]
     stored = padded_channels(channels) if pad is True else channels if pad is False else pad
     if stored < channels:
@@ -131,18 +132,6 @@ def quantize(
         y = y + zero.astype(jnp.float32)
     values = jnp.clip(y, -128, 127).astype(jnp.int8)
     return QTensor(pad_channels(values, stored), scale, zero, channels)
-
-
-def _check_zero_point(zero_point: Any) -> jax.Array:
-    zero_point = as_array("zero_point", zero_point)
-    if not jnp.issubdtype(zero_point.dtype, jnp.integer) or zero_point.shape:
-        raise TypeError(
-            "zero_point must be an integer scalar or None, got "
-            f"{zero_point.dtype} of shape {list(zero_point.shape)}."
-        )
-    if is_concrete(zero_point) and not -128 <= int(zero_point) <= 127:
-        raise ValueError(f"zero_point must lie in [-128, 127], got {int(zero_point)}.")
-    return jnp.asarray(zero_point, jnp.int32)
 
 
 def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
@@ -169,5 +158,5 @@ def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
     scale = check_scale("q.scale", q.scale)
     steps = values[..., : q.channels].astype(jnp.int32)
     if q.zero_point is not None:
-        steps = steps - _check_zero_point(q.zero_point)
+        steps = steps - check_zero_point("q.zero_point", q.zero_point)
     return (steps.astype(jnp.float32) * scale).astype(dtype)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-Pair = tuple[int, int]
+from jax_qconv._spec import Ints, Padding, Pads, resolve_padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +29,17 @@ class Blocks:
         channels: C as stored.
     """
 
-    kernel: Pair
-    strides: Pair
+    kernel: Ints
+    strides: Ints
     channels: int
 
     @property
-    def phases(self) -> Pair:
+    def phases(self) -> Ints:
         """Outputs of a block along height and width."""
         return (1, 1) if self.kernel == self.strides else (2, 2)
 
     @property
-    def size(self) -> Pair:
+    def size(self) -> Ints:
         """(height, width) of a block in pixels."""
         return self.strides[0] * self.phases[0], self.strides[1] * self.phases[1]
 
@@ -47,7 +49,7 @@ class Blocks:
         return self.phases[0] * self.phases[1]
 
     @property
-    def blocked_kernel(self) -> Pair:
+    def blocked_kernel(self) -> Ints:
         """(R, S) in blocks: from the first pixel of the first phase to the last of the last."""
         last = [
             (phases - 1) * stride + kernel - 1
@@ -78,38 +80,56 @@ class Blocks:
         whole = whole.reshape(-1, rows * height, columns * width, self.channels)
         return whole[:, : self.kernel[0], : self.kernel[1]]
 
-    def x(self, x: jax.Array, padding: tuple[Pair, Pair], out_size: Pair) -> jax.Array:
+    def out_size(self, size: Ints, padding: Padding) -> Ints:
+        """(P, Q) of the convolution, for an input of ``size`` (H, W)."""
+        pads = resolve_padding(padding, size, self.kernel, self.strides, (1, 1))
+        axes = zip(size, self.kernel, self.strides, pads, strict=True)
+        return tuple((n + sum(pad) - k) // stride + 1 for n, k, stride, pad in axes)
+
+    def padding(self, size: Ints, padding: Padding) -> Pads:
+        """Of the dense convolution: none, `x` has brought it in."""
+        del size, padding
+        return (0, 0), (0, 0)
+
+    def x(self, x: jax.Array, padding: Padding, fill: Any = 0) -> jax.Array:
         """``[N, H, W, C]`` to ``[N, H', W', block * C]``, the padding brought in.
 
         Args:
             x: channels as stored.
-            padding: ((top, bottom), (left, right)).
-            out_size: (P, Q) of the convolution.
+            padding: of the convolution.
+            fill: ``[; int8]`` what a real zero is.
         """
+        n, *image, _ = x.shape
+        pads = resolve_padding(padding, tuple(image), self.kernel, self.strides, (1, 1))
         rows, columns = (
             -(-out // phases) + kernel - 1
-            for out, phases, kernel in zip(out_size, self.phases, self.blocked_kernel, strict=True)
+            for out, phases, kernel in zip(
+                self.out_size(tuple(image), padding), self.phases, self.blocked_kernel, strict=True
+            )
         )
         height, width = self.size
-        (top, _), (left, _) = padding
+        (top, _), (left, _) = pads
         bottom = rows * height - top - x.shape[1]
         right = columns * width - left - x.shape[2]
         # A stride may leave pixels at the end that no output sees: those are cut off.
         x = x[:, : x.shape[1] + min(bottom, 0), : x.shape[2] + min(right, 0)]
-        x = jnp.pad(x, ((0, 0), (top, max(bottom, 0)), (left, max(right, 0)), (0, 0)))
-        split = x.reshape(-1, rows, height, columns, width, self.channels)
-        return split.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), rows, columns, -1)
+        sides = ((0, 0), (top, max(bottom, 0)), (left, max(right, 0)), (0, 0))
+        x = jnp.pad(x, sides, constant_values=fill)
+        split = x.reshape(n, rows, height, columns, width, self.channels)
+        return split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
 
-    def out(self, out: jax.Array, out_size: Pair) -> jax.Array:
-        """``[N, P', Q', phases * K]`` to ``[N, P, Q, K]``."""
+    def out(self, out: jax.Array, size: Ints, padding: Padding) -> jax.Array:
+        """``[N, P', Q', phases * K]`` to ``[N, P, Q, K]``; ``size`` is that of the input."""
         n, rows, columns, channels = out.shape
         i, j = self.phases
         split = out.reshape(n, rows, columns, i, j, channels // self.count)
         whole = split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * i, columns * j, -1)
-        return whole[:, : out_size[0], : out_size[1]]
+        p, q = self.out_size(size, padding)
+        return whole[:, :p, :q]
 
-    def residual(self, residual: jax.Array) -> jax.Array:
+    def residual(self, residual: jax.Array, padding: Padding) -> jax.Array:
         """The opposite of `out`, zeros where a block has more outputs than there are."""
+        del padding
         n, p, q, k = residual.shape
         i, j = self.phases
         rows, columns = -(-p // i), -(-q // j)
@@ -118,8 +138,12 @@ class Blocks:
         return split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, self.count * k)
 
 
-def why_not(channels: int, strides: Pair, dilation: Pair) -> str | None:
+def why_not(channels: int, strides: Ints, dilation: Ints, groups: int) -> str | None:
     """Why a convolution can't be cut into blocks; None if it can."""
+    if len(strides) != 2:
+        return f"it has {len(strides)} spatial axes, not 2"
+    if groups != 1:
+        return f"groups is {groups}, not 1"
     if dilation != (1, 1):
         return f"dilation is {dilation}, not 1"
     if min(strides) < 2:
@@ -129,7 +153,7 @@ def why_not(channels: int, strides: Pair, dilation: Pair) -> str | None:
     return None
 
 
-def pays(kernel: Pair, strides: Pair) -> bool:
+def pays(kernel: Ints, strides: Ints) -> bool:
     """Whether cutting into blocks is faster, for a convolution that can be cut.
 
     Measured on an H200: a 7x7 kernel with stride 2 gains much. A 3x3 one doesn't: it has too few

@@ -16,7 +16,7 @@ from jax_qconv._conv import qconv
 from jax_qconv._networks import Layer
 from jax_qconv._pack import prepack
 from jax_qconv._quantize import QTensor
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 from jax_qconv._tuning import Tuned
 
 

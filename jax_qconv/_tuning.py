@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax_qconv import _native, _plan_model, _plan_store
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 SILENCE_S = 120.0
 """A worker that says nothing for so long is taken for dead. No plan takes that long to build."""

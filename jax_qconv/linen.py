@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
+from jax_qconv._activation import Activation
 from jax_qconv._conv import qconv
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._quantize import QTensor
-from jax_qconv._spec import Activation
 
 try:
     import flax.linen as nn

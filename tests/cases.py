@@ -22,14 +22,28 @@ from jax_qconv import Activation, QTensor
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Shapes and placement; ``padding`` is what the caller says, ``pads`` what it means."""
+    """Shapes and placement; ``padding`` is what the caller says, ``pads`` what it means.
 
-    x_shape: tuple[int, int, int, int]
-    w_shape: tuple[int, int, int, int]
-    strides: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
+    One, two or three spatial axes. Of a transposed convolution ``pads`` are cut off the output.
+    """
+
+    x_shape: tuple[int, ...]
+    w_shape: tuple[int, ...]
+    strides: tuple[int, ...] = (1, 1)
+    dilation: tuple[int, ...] = (1, 1)
     padding: Any = "VALID"
     pads: Any = "VALID"
+    groups: int = 1
+    transpose: bool = False
+    output_padding: tuple[int, ...] | None = None
+
+    @property
+    def placed(self) -> dict[str, Any]:
+        """Arguments of `oracle.convolve`."""
+        placed = {"strides": self.strides, "dilation": self.dilation, "groups": self.groups}
+        if not self.transpose:
+            return placed | {"padding": self.pads}
+        return placed | {"transposed": {"crop": self.pads, "output_padding": self.output_padding}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +58,11 @@ class Case:
         dyadic: whether scales are powers of two: then many outputs are ties.
         per_channel: whether each output channel has its own weight scale.
         bias, residual: whether there is one.
+        residual_mode: of the residual.
         activation: kind of the one that is fused.
         out_dtype: of the output.
+        zero_points: which of ``"x"``, ``"out"``, ``"residual"`` have one.
+        pack: further arguments of `prepack`, as (name, value) pairs.
     """
 
     geometry: Geometry
@@ -55,8 +72,11 @@ class Case:
     per_channel: bool = True
     bias: bool = True
     residual: bool = False
+    residual_mode: str = "add"
     activation: str = "none"
     out_dtype: str = "int8"
+    zero_points: tuple[str, ...] = ()
+    pack: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of_layer(cls, layer: Layer, *, batch: int = 1) -> Case:
@@ -75,14 +95,19 @@ class Case:
         """The keyword arguments of `oracle.convolve`."""
         g, rng = self.geometry, np.random.default_rng(self.seed)
         x, w = (int8(rng, shape, self.values) for shape in (g.x_shape, g.w_shape))
-        placed = {"strides": g.strides, "padding": g.pads, "dilation": g.dilation}
-        arguments = {"x": x, "w": w, "out_dtype": self.out_dtype, **placed}
+        arguments = {"x": x, "w": w, "out_dtype": self.out_dtype, **g.placed}
+        zeros = {name: np.int32(rng.choice([-128, -3, 17, 127])) for name in self.zero_points}
+        if "x" in zeros:
+            arguments["x_zero_point"] = zeros["x"]
         if self.out_dtype == "int32":
             return arguments
-        acc = oracle.accumulate(x, w, **placed)
+        acc = oracle.convolve(**arguments | {"out_dtype": "int32"}).astype(np.int64)
         k = len(w)
         x_scale = self._scale(2.0 ** rng.uniform(-8, 1))
         w_scale = self._scale(2.0 ** rng.uniform(-10, -4, k if self.per_channel else ()))
+        if self.activation in REAL:
+            # In their bent part: sums of a few units.
+            x_scale = self._scale(2 / (w_scale.mean() * max(np.abs(acc).mean(), 1)))
         # One step of an int8 output: the mean output is half of the range away from zero.
         step = self._scale(x_scale * w_scale.mean() * max(np.abs(acc).mean(), 1) / 64)
         steps = rng.integers(-60, 61, k) / 2 if self.dyadic else rng.normal(0, 30, k)
@@ -92,14 +117,19 @@ class Case:
         if self.residual:
             arguments["residual"] = int8(rng, acc.shape, "any")
             arguments["residual_scale"] = self._scale(step * rng.uniform(0.2, 2))
+            arguments["residual_mode"] = self.residual_mode
+            if "residual" in zeros:
+                arguments["residual_zero_point"] = zeros["residual"]
         if self.out_dtype == "int8":
             arguments["out_scale"] = step
+            if "out" in zeros:
+                arguments["out_zero_point"] = zeros["out"]
         arguments["activation"] = {
-            "none": Activation(),
-            "relu": Activation("relu"),
             "clip": Activation.clip(-20.3 * float(step), 45.7 * float(step)),
             "leaky_relu": Activation.leaky_relu(0.3),
-        }[self.activation]
+        }.get(self.activation) or Activation(self.activation)
+        if self.activation == "prelu":
+            arguments["slopes"] = rng.normal(0, 0.5, k).astype(np.float32)
         return arguments
 
     def _scale(self, value: Any) -> np.ndarray:
@@ -116,40 +146,57 @@ class Case:
         happens in the call.
         """
         fused = {"activation": self.arguments.get("activation"), "out_dtype": self.out_dtype}
-        data = {name: v for name, v in self.arguments.items() if isinstance(v, np.ndarray)}
+        data = {n: v for n, v in self.arguments.items() if isinstance(v, np.ndarray | np.int32)}
+        if self.residual:
+            fused["residual_mode"] = self.residual_mode
+        out = {name: data.get(name) for name in ("out_scale", "out_zero_point", "slopes")}
         packed = None
         if bound:
-            scales = {name: data.get(name) for name in ("x_scale", "out_scale", "residual_scale")}
-            packed = self._pack(data).bind(**scales, **fused)
+            names = ("x_scale", "x_zero_point", "residual_scale", "residual_zero_point")
+            size = self.geometry.x_shape[1:-1] if self.seed % 2 else None
+            scales = {name: data.get(name) for name in names}
+            packed = self._pack(data).bind(**scales, **out, **fused, input_size=size)
+            out["slopes"] = None
 
         def call(data: dict[str, Any], packed: jax_qconv.PackedConv | None) -> Any:
-            x, residual = QTensor(data["x"], data.get("x_scale")), None
+            x, residual = QTensor(data["x"], data.get("x_scale"), data.get("x_zero_point")), None
             if self.residual:
-                residual = QTensor(data["residual"], data["residual_scale"])
+                scale, zero = data["residual_scale"], data.get("residual_zero_point")
+                residual = QTensor(data["residual"], scale, zero)
             return jax_qconv.qconv(
                 x,
                 self._pack(data) if packed is None else packed,
                 residual=residual,
-                out_scale=data.get("out_scale"),
+                **{name: data.get(name) for name in out if out[name] is not None},
                 **fused,
                 **engine,
             )
 
-        out = (jax.jit(call) if jit else call)(data, packed)
-        if isinstance(out, QTensor):
-            return np.asarray(out.values)[..., : out.channels]
-        return np.asarray(out)
+        result = (jax.jit(call) if jit else call)(data, packed)
+        if isinstance(result, QTensor):
+            return np.asarray(result.values)[..., : result.channels]
+        return np.asarray(result)
 
     def _pack(self, data: dict[str, Any]) -> jax_qconv.PackedConv:
+        g, letters = self.geometry, "DHW"[5 - len(self.geometry.w_shape) :]
+        more = dict(self.pack)
+        if g.transpose:
+            more |= {"transpose": True, "output_padding": g.output_padding or 0}
         return jax_qconv.prepack(
             data["w"],
             data.get("bias"),
             weight_scale=data.get("w_scale", 1.0),
-            layout="OHWI",
-            strides=self.geometry.strides,
-            padding=self.geometry.padding,
-            dilation=self.geometry.dilation,
+            layout=f"O{letters}I",
+            strides=g.strides,
+            padding=g.padding,
+            dilation=g.dilation,
+            groups=g.groups,
+            **more,
         )
+
+
+REAL = ("hard_sigmoid", "hard_swish")
+"""Activations that run in real units, and are exact."""
 
 
 def int8(rng: np.random.Generator, shape: tuple[int, ...], values: str) -> np.ndarray:
@@ -163,26 +210,30 @@ def int8(rng: np.random.Generator, shape: tuple[int, ...], values: str) -> np.nd
 
 SIDES = st.integers(0, 3)
 PAIRS = st.tuples(SIDES, SIDES)
-PADDINGS = st.one_of(
-    st.sampled_from([("SAME", "SAME"), ("VALID", "VALID")]),
-    SIDES.map(lambda side: (side, ((side, side), (side, side)))),
-    PAIRS.map(lambda pair: (pair, tuple((side, side) for side in pair))),
-    st.tuples(PAIRS, PAIRS).map(lambda pairs: (pairs, pairs)),
-)
-"""What the caller says and what it means; see `Geometry`."""
+
+
+def paddings(rank: int) -> st.SearchStrategy[tuple[Any, Any]]:
+    """What the caller says and what it means; see `Geometry`."""
+    pairs = st.tuples(*[PAIRS] * rank)
+    return st.one_of(
+        st.sampled_from([("SAME", "SAME"), ("VALID", "VALID")]),
+        SIDES.map(lambda side: (side, ((side, side),) * rank)),
+        st.tuples(*[SIDES] * rank).map(lambda sides: (sides, tuple((s, s) for s in sides))),
+        st.tuples(pairs, pairs).map(lambda both: (both[0], both[0])),
+    )
 
 
 @st.composite
-def geometries(draw: Any) -> Geometry:
+def geometries(draw: Any, *, rank: int = 2, groups: int = 1) -> Geometry:
     """Small convolutions of every shape; the kernel may be as large as the padded input."""
 
-    def pair(low: int, high: int) -> tuple[int, int]:
-        return draw(st.integers(low, high)), draw(st.integers(low, high))
+    def ints(low: int, high: int, count: int = rank) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(count))
 
-    kernel, strides, dilation, channels = pair(1, 4), pair(1, 3), pair(1, 2), pair(1, 9)
-    padding, pads = draw(PADDINGS)
+    kernel, strides, dilation, channels = ints(1, 4), ints(1, 3), ints(1, 2), ints(1, 9, 2)
+    padding, pads = draw(paddings(rank))
     size = []
-    for axis in range(2):
+    for axis in range(rank):
         extent = (kernel[axis] - 1) * dilation[axis] + 1
         if isinstance(pads, str):
             least = 1 if pads == "SAME" else extent
@@ -190,8 +241,46 @@ def geometries(draw: Any) -> Geometry:
             least = max(extent - sum(pads[axis]), 1)
         size.append(draw(st.integers(least, least + 5)))
     c, k = channels
-    x_shape = draw(st.integers(1, 2)), *size, c
-    return Geometry(x_shape, (k, *kernel, c), strides, dilation, padding, pads)
+    x_shape = draw(st.integers(1, 2)), *size, c * groups
+    w_shape = k * groups, *kernel, c
+    return Geometry(x_shape, w_shape, strides, dilation, padding, pads, groups)
+
+
+def grouped() -> st.SearchStrategy[Geometry]:
+    """With groups; of one channel, too: depthwise, with multipliers."""
+    return st.integers(2, 6).flatmap(lambda groups: geometries(groups=groups))
+
+
+@st.composite
+def transposed(draw: Any) -> Geometry:
+    """Transposed convolutions of one to three spatial axes."""
+    rank, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
+
+    def ints(low: int, high: int, count: int = rank) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(count))
+
+    kernel, strides, dilation, size = ints(1, 4), ints(1, 3), ints(1, 2), ints(1, 5)
+    more = tuple(draw(st.integers(0, stride - 1)) for stride in strides)
+    pads = []
+    for axis in range(rank):
+        full = (size[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilation[axis] + 1
+        before = draw(st.integers(0, min(3, full - 1)))
+        pads.append((before, draw(st.integers(0, min(3, full - 1 - before)))))
+    c, k = ints(1, 9, 2)
+    x_shape, w_shape = (draw(st.integers(1, 2)), *size, c * groups), (k * groups, *kernel, c)
+    pads = tuple(pads)
+    return Geometry(x_shape, w_shape, strides, dilation, pads, pads, groups, True, more)
+
+
+@st.composite
+def stems(draw: Any) -> Geometry:
+    """Strided convolutions of few channels, that can be cut into blocks."""
+    kernel, strides = draw(st.sampled_from([(7, 7), (3, 3), (4, 4), (5, 3), (2, 2)])), (2, 2)
+    padding, pads = draw(paddings(2))
+    size = tuple(draw(st.integers(k, k + 6)) for k in kernel)
+    c, k = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    x_shape, w_shape = (draw(st.integers(1, 2)), *size, c), (k, *kernel, c)
+    return Geometry(x_shape, w_shape, strides, (1, 1), padding, pads)
 
 
 def cases(**fixed: Any) -> st.SearchStrategy[Case]:

@@ -7,6 +7,7 @@ stay below 2**53) and runs on all cores.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -22,34 +23,46 @@ def convolve(
     x: np.ndarray,
     w: np.ndarray,
     *,
-    strides: tuple[int, int] = (1, 1),
-    padding: Any = "VALID",
-    dilation: tuple[int, int] = (1, 1),
     residual: np.ndarray | None = None,
+    residual_mode: str = "add",
     activation: Activation | None = None,
+    slopes: np.ndarray | None = None,
     out_dtype: str = "int8",
+    strides: tuple[int, ...] | None = None,
+    padding: Any = "VALID",
+    dilation: tuple[int, ...] | None = None,
+    groups: int = 1,
+    transposed: dict[str, Any] | None = None,
+    x_zero_point: int = 0,
     **scales: Any,
 ) -> np.ndarray:
     """The whole operation.
 
     Args:
-        x: ``[N, H, W, C; int8]``.
-        w: ``[K, R, S, C; int8]``.
-        strides, padding, dilation: of `accumulate`.
+        x: ``[N, H, W, C; int8]``, or with one or three spatial axes.
+        w: ``[K, R, S, C / groups; int8]``.
         residual: ``[N, P, Q, K; int8]``, or None.
+        residual_mode: ``"add"``, ``"add_after_activation"`` or ``"average"``.
         activation: or None.
+        slopes: ``[K; float32]`` of prelu.
         out_dtype: ``"int8"``, ``"int32"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        **scales: x_scale, w_scale, bias, out_scale and residual_scale, of `fold`.
+        strides, padding, dilation, groups: of `accumulate`.
+        transposed: crop and output_padding of `accumulate_transposed`, for that.
+        x_zero_point: of x.
+        **scales: x_scale, w_scale, bias, out_scale, residual_scale and zero points, of `fold`.
 
     Returns:
         ``[N, P, Q, K; out_dtype]``.
     """
-    acc = accumulate(x, w, strides=strides, padding=padding, dilation=dilation)
+    placed = {"strides": strides, "dilation": dilation, "groups": groups}
+    if transposed is None:
+        acc = accumulate(x, w, padding=padding, zero_point=x_zero_point, **placed)
+    else:
+        acc = accumulate_transposed(x, w, zero_point=x_zero_point, **placed, **transposed)
     if out_dtype == "int32":
         return acc.astype(np.int32)
     activation = activation or Activation()
-    constants = fold(activation=activation, **scales)
-    y = epilogue(acc, residual, kind=activation.kind, slope=activation.slope, **constants)
+    y = epilogue(acc, residual, residual_mode, activation, slopes, out_dtype=out_dtype, **scales)
     return rounded(y, out_dtype)
 
 
@@ -57,26 +70,77 @@ def accumulate(
     x: np.ndarray,
     w: np.ndarray,
     *,
-    strides: tuple[int, int] = (1, 1),
+    strides: tuple[int, ...] | None = None,
     padding: Any = "VALID",
-    dilation: tuple[int, int] = (1, 1),
+    dilation: tuple[int, ...] | None = None,
+    groups: int = 1,
+    zero_point: int = 0,
 ) -> np.ndarray:
-    """The sums ``[N, P, Q, K; int64]``; padding is by name or ((top, bottom), (left, right))."""
+    """The sums of (x - zero_point) * w ``[N, P, Q, K; int64]``.
+
+    Padding is by name or (before, after) for each spatial axis; padded elements are real zeros.
+    """
     k, *kernel, _ = w.shape
+    strides, dilation = strides or (1,) * len(kernel), dilation or (1,) * len(kernel)
     extent = [(n - 1) * d + 1 for n, d in zip(kernel, dilation, strict=True)]
     if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], extent, strides, padding)
-    x = np.pad(x, ((0, 0), *padding, (0, 0))).astype(np.float64)
+        padding = jax.lax.padtype_to_pads(x.shape[1:-1], extent, strides, padding)
+    x = np.pad(x.astype(np.float64) - zero_point, ((0, 0), *padding, (0, 0)))
     w = w.astype(np.float64)
-    n, *size, c = x.shape
-    p, q = ((a - e) // st + 1 for a, e, st in zip(size, extent, strides, strict=True))
-    acc = np.zeros((n * p * q, k))
-    for row, column in np.ndindex(*kernel):
-        rows = slice(row * dilation[0], None, strides[0])
-        columns = slice(column * dilation[1], None, strides[1])
-        seen = x[:, rows, columns][:, :p, :q]
-        acc += seen.reshape(n * p * q, c) @ w[:, row, column].T
-    return acc.astype(np.int64).reshape(n, p, q, k)
+    n, *size, _ = x.shape
+    out = [(a - e) // st + 1 for a, e, st in zip(size, extent, strides, strict=True)]
+    parts = []
+    for x_part, w_part in zip(np.split(x, groups, -1), np.split(w, groups), strict=True):
+        acc = np.zeros((n * math.prod(out), k // groups))
+        for tap in np.ndindex(*kernel):
+            places = [
+                slice(t * d, t * d + (o - 1) * st + 1, st)
+                for t, d, o, st in zip(tap, dilation, out, strides, strict=True)
+            ]
+            seen = x_part[(slice(None), *places)]
+            acc += seen.reshape(len(acc), -1) @ w_part[(slice(None), *tap)].T
+        parts.append(acc.astype(np.int64).reshape(n, *out, k // groups))
+    return np.concatenate(parts, -1)
+
+
+def accumulate_transposed(
+    x: np.ndarray,
+    w: np.ndarray,
+    *,
+    strides: tuple[int, ...],
+    crop: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...] | None = None,
+    output_padding: tuple[int, ...] | None = None,
+    groups: int = 1,
+    zero_point: int = 0,
+) -> np.ndarray:
+    """What x[i] * w[r] adds up to at i * stride + r * dilation, ``crop`` of it cut off."""
+    k, *kernel, _ = w.shape
+    dilation = dilation or (1,) * len(kernel)
+    output_padding = output_padding or (0,) * len(kernel)
+    n, *size, _ = x.shape
+    x, w = x.astype(np.float64) - zero_point, w.astype(np.float64)
+    full = [
+        (a - 1) * st + (r - 1) * d + 1
+        for a, st, r, d in zip(size, strides, kernel, dilation, strict=True)
+    ]
+    longer = [f + max(more - after, 0) for f, more, (_, after) in zip(full, output_padding, crop, strict=True)]
+    parts = []
+    for x_part, w_part in zip(np.split(x, groups, -1), np.split(w, groups), strict=True):
+        acc = np.zeros((n, *longer, k // groups))
+        for tap in np.ndindex(*kernel):
+            places = [
+                slice(t * d, t * d + (a - 1) * st + 1, st)
+                for t, d, a, st in zip(tap, dilation, size, strides, strict=True)
+            ]
+            acc[(slice(None), *places)] += x_part @ w_part[(slice(None), *tap)].T
+        parts.append(acc.astype(np.int64))
+    ends = [
+        f - after + more
+        for f, (_, after), more in zip(full, crop, output_padding, strict=True)
+    ]
+    starts = [before for before, _ in crop]
+    return np.concatenate(parts, -1)[(slice(None), *map(slice, starts, ends))]
 
 
 def fold(
@@ -85,8 +149,10 @@ def fold(
     w_scale: Any,
     bias: Any = None,
     out_scale: Any = None,
+    out_zero_point: int = 0,
     residual_scale: Any = None,
     activation: Activation,
+    half: bool = False,
 ) -> dict[str, Any]:
     """Scales, real-valued bias and bounds to constants in steps of the output.
 
@@ -97,48 +163,97 @@ def fold(
     def wide(value: Any) -> Any:
         return np.asarray(value, np.float32).astype(np.float64)
 
-    def in_steps(value: Any) -> Any:
-        value = value / wide(1 if out_scale is None else out_scale)
+    def in_steps(value: Any, zero_point: int = 0) -> Any:
+        value = value / wide(1 if out_scale is None else out_scale) + zero_point
         with np.errstate(over="ignore"):
             return np.where(np.abs(value) < 2.0**-126, 0, value).astype(np.float32)
 
-    clip = activation.kind == "clip"
+    by = 0.5 if half else 1.0
+    lower, upper = activation.lower, activation.upper
+    relu = activation.kind == "relu"
+    bounded = activation.kind == "clip" or (relu and out_zero_point)
     return {
-        "m": in_steps(wide(x_scale) * wide(w_scale)),
-        "b": in_steps(wide(0 if bias is None else bias)),
-        "m_r": None if residual_scale is None else in_steps(wide(residual_scale)),
-        "lower": in_steps(np.float64(activation.lower)) if clip else None,
-        "upper": in_steps(np.float64(activation.upper)) if clip else None,
+        "m": in_steps(wide(x_scale) * wide(w_scale) * by),
+        "b": in_steps(wide(0 if bias is None else bias) * by, out_zero_point),
+        "m_r": None if residual_scale is None else in_steps(wide(residual_scale) * by),
+        "lower": in_steps(np.float64(0 if relu else lower), out_zero_point) if bounded else None,
+        "upper": in_steps(np.float64(upper), out_zero_point) if bounded else None,
     }
 
 
 def epilogue(
     acc: np.ndarray,
     residual: np.ndarray | None,
+    residual_mode: str,
+    activation: Activation,
+    slopes: np.ndarray | None = None,
     *,
-    kind: str,
-    slope: float,
-    m: Any,
-    b: Any,
-    m_r: Any,
-    lower: Any,
-    upper: Any,
+    out_dtype: str,
+    out_scale: Any = None,
+    out_zero_point: int | None = None,
+    residual_zero_point: int = 0,
+    **scales: Any,
 ) -> np.ndarray:
-    """act(fma(residual, m_r, fma(acc, m, b))) ``[...; float32]``."""
-    y = fma(acc.astype(np.float32), m, b)
-    if residual is not None:
-        y = fma(residual.astype(np.float32), m_r, y)
-    match kind:
+    """From sums to ``[...; float32]``, in steps of the output."""
+    kind, zero = activation.kind, out_zero_point or 0
+    last = residual_mode == "add_after_activation" and residual is not None
+    # Functions with f(y * s) = f(y) * s run in steps of the output; around another zero, only
+    # those that are the same function there.
+    scale_free = kind in ("none", "relu", "clip", "leaky_relu", "prelu")
+    bent = kind in ("leaky_relu", "prelu") or (last and kind != "none")
+    real_units = out_dtype == "int8" and (
+        not scale_free or (bent and out_zero_point is not None)
+    )
+    constants = fold(
+        activation=activation,
+        out_scale=None if real_units else out_scale,
+        out_zero_point=0 if real_units else zero,
+        half=residual_mode == "average" and residual is not None,
+        **scales,
+    )
+    y = fma(acc.astype(np.float32), constants["m"], constants["b"])
+
+    def add_residual(y: np.ndarray) -> np.ndarray:
+        if residual is None:
+            return y
+        steps = residual.astype(np.float32) - np.float32(residual_zero_point or 0)
+        return fma(steps, constants["m_r"], y)
+
+    if not last:
+        y = add_residual(y)
+    y = activate(y, activation, slopes, constants["lower"], constants["upper"])
+    if last:
+        y = add_residual(y)
+    if real_units:
+        y = fma(y, np.float32(1 / np.float64(np.float32(out_scale))), np.float32(zero))
+    return y
+
+
+def activate(
+    y: np.ndarray, activation: Activation, slopes: Any, lower: Any, upper: Any
+) -> np.ndarray:
+    """In float32; bounds are in the units of y."""
+
+    def hard_sigmoid(y: np.ndarray) -> np.ndarray:
+        return np.clip(fma(y, np.float32(1 / 6), np.float32(0.5)), np.float32(0), np.float32(1))
+
+    match activation.kind:
         case "none":
             return y
-        case "relu":
+        case "relu" if lower is None:
             return np.maximum(y, np.float32(0))
-        case "clip":
+        case "clip" | "relu":
             # NaN becomes the lower bound.
             return np.minimum(np.fmax(y, lower), upper)
         case "leaky_relu":
-            return np.where(y > 0, y, y * np.float32(slope))
-    raise AssertionError(kind)
+            return np.where(y > 0, y, y * np.float32(activation.slope))
+        case "prelu":
+            return np.where(y > 0, y, y * slopes)
+        case "hard_sigmoid":
+            return hard_sigmoid(y)
+        case "hard_swish":
+            return y * hard_sigmoid(y)
+    raise AssertionError(activation.kind)
 
 
 def fma(a: Any, b: Any, c: Any) -> np.ndarray:

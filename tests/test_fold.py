@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jax_qconv import Activation
-from jax_qconv._fold import fold
+from jax_qconv._fold import Epilogue, fold
 
 SCALES = st.floats(2.0**-20, 2.0**20, width=32)
 K, STORED = 5, 8
@@ -31,7 +31,15 @@ def arguments(draw):
 def folded(activation, **scales):
     """The constants by name, those that are None left out."""
     scales = {name: v if v is None else jnp.asarray(v) for name, v in scales.items()}
-    constants = fold(activation=activation, channels=K, stored=STORED, **scales)
+    given = dict.fromkeys(("out_zero_point", "residual_zero_point", "slopes")) | scales
+    epilogue = Epilogue(
+        activation=activation,
+        out_dtype="float32" if scales["out_scale"] is None else "int8",
+        residual_mode=None if scales["residual_scale"] is None else "add",
+        out_zero_point=given["out_zero_point"] is not None,
+        residual_zero_point=False,
+    )
+    constants = fold(epilogue, channels=K, stored=STORED, **given)
     return {name: v for name, v in vars(constants).items() if v is not None}
 
 

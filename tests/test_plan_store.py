@@ -12,7 +12,7 @@ import pytest
 
 from jax_qconv import _native, _plan_store
 from jax_qconv._plan_store import Entry, Found, Target
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 TARGET = Target("NVIDIA Test GPU", 90, "9.12.0")
 OTHER_CUDNN = dataclasses.replace(TARGET, cudnn="9.9.0")

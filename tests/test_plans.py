@@ -16,7 +16,8 @@ from jax_qconv import (
     qconv,
 )
 from jax_qconv._plan_store import Entry, Target
-from jax_qconv._spec import Activation, Problem
+from jax_qconv._activation import Activation
+from jax_qconv._problem import Problem
 
 TARGET = Target("NVIDIA Test GPU", 90, "9.12.0")
 MODELLED, STORED, TUNED = "cudnn:4:cfg=1", "cudnn:4:cfg=2", "cudnn:4:cfg=3"
@@ -62,7 +63,8 @@ def problem(n=1):
         dilation=(1, 1),
         groups=1,
         out_dtype="int8",
-        activation=Activation(),
+        activation="none",
+        slope=0.0,
         residual=False,
     )
 

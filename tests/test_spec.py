@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jax_qconv import Activation, _spec
-from jax_qconv._spec import Problem
+from jax_qconv._activation import as_activation
+from jax_qconv._problem import Problem
 
 ANY_CASE = {
     "x_shape": (1, 8, 8, 4),
@@ -21,7 +22,8 @@ ANY_CASE = {
     "dilation": (1, 1),
     "groups": 1,
     "out_dtype": "int8",
-    "activation": Activation(),
+    "activation": "none",
+    "slope": 0.0,
     "residual": False,
 }
 
@@ -35,7 +37,7 @@ def test_padding_and_output_shape_are_those_of_lax(geometry):
             "w_shape": geometry.w_shape,
             "strides": geometry.strides,
             "dilation": geometry.dilation,
-            "padding": _spec.as_padding(geometry.padding),
+            "padding": _spec.as_padding(geometry.padding, rank=2),
         }
     )
     if isinstance(geometry.pads, str):
@@ -76,34 +78,34 @@ def test_padding_and_output_shape_are_those_of_lax(geometry):
     ],
 )
 def test_padding_forms(said, meant):
-    assert _spec.as_padding(said) == meant
+    assert _spec.as_padding(said, rank=2) == meant
 
 
 @pytest.mark.parametrize("padding", [1.0, True, (1,), (1, 2, 3), ((1, 2, 3), 1), None, "AB"])
 def test_padding_of_another_form_is_refused(padding):
     with pytest.raises((TypeError, ValueError), match="padding"):
-        _spec.as_padding(padding)
+        _spec.as_padding(padding, rank=2)
 
 
 def test_negative_padding_is_refused():
     with pytest.raises(ValueError, match="padding must be at least 0"):
-        _spec.as_padding(((0, -1), 0))
+        _spec.as_padding(((0, -1), 0), rank=2)
 
 
 def test_an_int_means_both_dimensions():
-    assert _spec.as_pair("strides", 2, minimum=1) == (2, 2)
-    assert _spec.as_pair("strides", [1, 2], minimum=1) == (1, 2)
+    assert _spec.as_ints("strides", 2, rank=2, minimum=1) == (2, 2)
+    assert _spec.as_ints("strides", [1, 2], rank=2, minimum=1) == (1, 2)
 
 
 @pytest.mark.parametrize("value", [1.5, True, "2", (1,), (1, 2, 3), (1, 2.0), None])
 def test_what_is_no_pair_of_ints_is_refused(value):
     with pytest.raises(TypeError, match="strides must be an int or a pair"):
-        _spec.as_pair("strides", value, minimum=1)
+        _spec.as_ints("strides", value, rank=2, minimum=1)
 
 
 def test_a_stride_of_zero_is_refused():
     with pytest.raises(ValueError, match="strides must be at least 1"):
-        _spec.as_pair("strides", (1, 0), minimum=1)
+        _spec.as_ints("strides", (1, 0), rank=2, minimum=1)
 
 
 def test_stored_channels_are_enough_aligned_and_stable():
@@ -123,18 +125,18 @@ def test_stored_channels_are_part_of_the_format(channels, stored):
 
 
 def test_activations_have_names():
-    assert _spec.as_activation(None) == _spec.as_activation("none") == Activation()
-    assert _spec.as_activation("relu") == Activation("relu")
-    assert _spec.as_activation("relu6") == Activation.clip(0, 6)
-    assert _spec.as_activation("leaky_relu") == Activation.leaky_relu(0.01)
+    assert as_activation(None) == as_activation("none") == Activation()
+    assert as_activation("relu") == Activation("relu")
+    assert as_activation("relu6") == Activation.clip(0, 6)
+    assert as_activation("leaky_relu") == Activation.leaky_relu(0.01)
     clip = Activation.clip(-1, 1)
-    assert _spec.as_activation(clip) is clip
+    assert as_activation(clip) is clip
 
 
-@pytest.mark.parametrize("activation", ["gelu", 3, jnp.maximum])
+@pytest.mark.parametrize("activation", ["swoosh", 3, jnp.maximum])
 def test_unknown_activations_are_refused(activation):
     with pytest.raises(ValueError, match="is not known; use one of"):
-        _spec.as_activation(activation)
+        as_activation(activation)
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(1, 1), (2, 1), (math.nan, 1), (0, math.nan)])
@@ -187,8 +189,14 @@ def test_tensors_beyond_32_bit_indices_are_refused(name, shapes):
         ({"out_dtype": "int32"}, "x w"),
         ({}, "x w m b"),
         ({"residual": True}, "x w m b r m_r"),
-        ({"activation": Activation.clip(0, 6)}, "x w m b lower upper"),
-        ({"residual": True, "activation": Activation.clip(0, 6)}, "x w m b r m_r lower upper"),
+        ({"activation": "clip"}, "x w m b lower upper"),
+        ({"residual": True, "activation": "clip"}, "x w m b r m_r lower upper"),
+        ({"out_dtype": "int32", "offset": "channel"}, "x w z"),
+        (
+            {"residual": True, "residual_zero_point": True, "activation": "prelu"},
+            "x w m b r m_r z_r slopes",
+        ),
+        ({"activation": "silu", "requantize": True}, "x w m b m_y b_y"),
     ],
 )
 def test_operands_follow_from_the_epilogue(changes, names):
@@ -206,6 +214,10 @@ CHANGES = {
     "activation": "relu",
     "slope": 0.5,
     "residual": True,
+    "offset": "map",
+    "residual_zero_point": True,
+    "activation_first": True,
+    "requantize": True,
 }
 
 

@@ -10,7 +10,8 @@ import pytest
 
 import jax_qconv
 from jax_qconv import _plan_store, _plans, _race, _tuning
-from jax_qconv._spec import Problem, as_activation
+from jax_qconv._activation import as_activation
+from jax_qconv._problem import Problem
 
 TARGET = _plan_store.Target("NVIDIA Test", 12, "9.19.0")
 
@@ -24,7 +25,8 @@ def problem(n=1, residual=False, activation="relu") -> Problem:
         dilation=(1, 1),
         groups=1,
         out_dtype="int8",
-        activation=as_activation(activation),
+        activation=as_activation(activation).kind,
+        slope=as_activation(activation).slope,
         residual=residual,
     )
 

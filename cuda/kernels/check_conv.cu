@@ -1,10 +1,11 @@
 // The exact convolution that plans are verified against, and what verification needs beside it.
 //
-// reference_conv computes [N,H,W,C; int8] * [K,R,S,C; int8] -> [N,P,Q,K; out] with int32 sums
-// and the epilogue of the numerics contract, spelled out in correctly rounded operations. It is
-// an implicit matrix product on dp4a: a block of 256 threads makes 64 pixels x 64 channels, in
-// steps of 32 bytes of the reduction over (r, s, c); a thread makes 4 x 4 of them. C % 4 == 0.
-// It aims at being evidently right, not at the roofline: no tensor cores, no asynchronous copies.
+// reference_conv computes [N,D,H,W,C; int8] * [K,T,R,S,C; int8] -> [N,O,P,Q,K; out] with int32
+// sums and the epilogue of the numerics contract. It is an implicit matrix product on dp4a: a block
+// of 256 threads makes 64 pixels x 64 channels, in steps of 32 bytes of the reduction over kernel
+// and channels; a thread makes 4 x 4 of them. C % 4 == 0. reference_grouped does the same for
+// groups, one output a thread. They aim at being evidently right, not at the roofline: no tensor
+// cores, no asynchronous copies.
 
 namespace jax_qconv {
 
@@ -13,71 +14,51 @@ constexpr int kStep = 8;    // reduction words (4 int8 each) of a step
 constexpr int kLanes = 16;  // threads along pixels and along channels
 constexpr int kPerThread = kTile / kLanes;
 
+__device__ int pixels(const ConvParams& t) {
+  return t.n * t.out_size[0] * t.out_size[1] * t.out_size[2];
+}
+__device__ int taps(const ConvParams& t) { return t.kernel[0] * t.kernel[1] * t.kernel[2]; }
+
+// Index of the input pixel that kernel element `tap` of output pixel `pixel` sees; -1 outside.
+__device__ long long seen_pixel(const ConvParams& t, int pixel, int tap) {
+  long long place = 0, stride = 1;
+  for (int axis = 2; axis >= 0; --axis) {
+    const int at = pixel % t.out_size[axis] * t.stride[axis] - t.pad[axis] +
+                   tap % t.kernel[axis] * t.dilation[axis];
+    if (at < 0 || at >= t.size[axis]) return -1;
+    place += at * stride;
+    stride *= t.size[axis];
+    pixel /= t.out_size[axis];
+    tap /= t.kernel[axis];
+  }
+  return place + pixel * stride;  // what is left of `pixel` is the image
+}
+
 // The 4 input bytes that reduction word `word` of output pixel `pixel` multiplies; padding is 0.
 __device__ int input_word(const ConvParams& t, const int* x, int pixel, int word) {
-  const int words = t.c / 4, taps_words = t.r * t.s * words;
-  if (pixel >= t.n * t.p * t.q || word >= taps_words) return 0;
-  const int tap = word / words;
-  const int q = pixel % t.q, p = pixel / t.q % t.p, n = pixel / t.q / t.p;
-  const int h = p * t.stride_h - t.pad_top + tap / t.s * t.dilation_h;
-  const int w = q * t.stride_w - t.pad_left + tap % t.s * t.dilation_w;
-  if (h < 0 || h >= t.h || w < 0 || w >= t.w) return 0;
-  return x[((static_cast<long long>(n) * t.h + h) * t.w + w) * words + word % words];
+  const int words = t.c / 4;
+  if (pixel >= pixels(t) || word >= taps(t) * words) return 0;
+  const long long seen = seen_pixel(t, pixel, word / words);
+  return seen < 0 ? 0 : x[seen * words + word % words];
 }
 
 __device__ int weight_word(const ConvParams& t, const int* w, int channel, int word) {
-  const int words = t.r * t.s * t.c / 4;
+  const int words = taps(t) * t.c / 4;
   if (channel >= t.k || word >= words) return 0;
   return w[static_cast<long long>(channel) * words + word];
 }
 
-__device__ float activate(const ConvParams& t, float y, const float* lower, const float* upper) {
-  switch (t.activation) {
-    case 1:  // relu
-      return y < 0.0f ? 0.0f : y;
-    case 2:  // clip
-      return fminf(fmaxf(y, *lower), *upper);
-    case 3:  // leaky relu
-      return y > 0.0f ? y : __fmul_rn(y, t.slope);
-    default:
-      return y;
-  }
-}
-
-__device__ void store(const ConvParams& t, void* out, long long at, float y) {
-  switch (t.out) {
-    case 0:  // int8: half to even, saturating
-      static_cast<signed char*>(out)[at] = min(max(__float2int_rn(y), -128), 127);
-      break;
-    case 2:
-      static_cast<float*>(out)[at] = y;
-      break;
-    case 3:
-      asm("{ .reg .b16 h; cvt.rn.bf16.f32 h, %1; st.b16 [%0], h; }" ::"l"(
-              static_cast<unsigned short*>(out) + at),
-          "f"(y)
-          : "memory");
-      break;
-    case 4:
-      asm("{ .reg .b16 h; cvt.rn.f16.f32 h, %1; st.b16 [%0], h; }" ::"l"(
-              static_cast<unsigned short*>(out) + at),
-          "f"(y)
-          : "memory");
-      break;
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(kLanes* kLanes)
-    reference_conv(ConvParams t, const int* x, const int* w, const float* m, const float* b,
-                   const signed char* r, const float* m_r, const float* lower, const float* upper,
-                   void* out) {
+    reference_conv(ConvParams t, Operands o) {
   // One column more than needed: rows of 64 words would all start in the same bank.
   __shared__ int x_tile[kStep][kTile + 1], w_tile[kStep][kTile + 1];
+  const int* x = static_cast<const int*>(o.x);
+  const int* w = static_cast<const int*>(o.w);
   const int first_pixel = blockIdx.x * kTile, first_channel = blockIdx.y * kTile;
   const int pixel_lane = threadIdx.x / kLanes, channel_lane = threadIdx.x % kLanes;
   int acc[kPerThread][kPerThread] = {};
 
-  for (int word = 0; word < t.r * t.s * t.c / 4; word += kStep) {
+  for (int word = 0; word < taps(t) * t.c / 4; word += kStep) {
     for (int i = threadIdx.x; i < kStep * kTile; i += blockDim.x) {
       const int row = i / kStep, step = i % kStep;
       x_tile[step][row] = input_word(t, x, first_pixel + row, word + step);
@@ -99,16 +80,30 @@ extern "C" __global__ void __launch_bounds__(kLanes* kLanes)
     for (int j = 0; j < kPerThread; ++j) {
       const int pixel = first_pixel + pixel_lane + i * kLanes;
       const int channel = first_channel + channel_lane + j * kLanes;
-      if (pixel >= t.n * t.p * t.q || channel >= t.k) continue;
-      const long long at = static_cast<long long>(pixel) * t.k + channel;
-      if (t.out == 1) {  // int32: the bare accumulator
-        static_cast<int*>(out)[at] = acc[i][j];
-        continue;
-      }
-      float y = __fmaf_rn(__int2float_rn(acc[i][j]), m[channel], b[channel]);
-      if (r != nullptr) y = __fmaf_rn(__int2float_rn(r[at]), *m_r, y);
-      store(t, out, at, activate(t, y, lower, upper));
+      if (pixel >= pixels(t) || channel >= t.k) continue;
+      finish(t, o, acc[i][j], channel, static_cast<long long>(pixel) * t.k + channel);
     }
+  }
+}
+
+extern "C" __global__ void reference_grouped(ConvParams t, Operands o) {
+  const signed char* x = static_cast<const signed char*>(o.x);
+  const signed char* w = static_cast<const signed char*>(o.w);
+  const long long count = static_cast<long long>(pixels(t)) * t.k;
+  const long long stride = static_cast<long long>(gridDim.x) * blockDim.x;
+  const int channels = t.c / t.groups, outputs = t.k / t.groups;  // of a group
+  for (long long at = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; at < count;
+       at += stride) {
+    const int channel = at % t.k;
+    const signed char* row = w + static_cast<long long>(channel) * taps(t) * channels;
+    int acc = 0;
+    for (int tap = 0; tap < taps(t); ++tap) {
+      const long long seen = seen_pixel(t, at / t.k, tap);
+      if (seen < 0) continue;
+      const signed char* from = x + seen * t.c + channel / outputs * channels;
+      for (int c = 0; c < channels; ++c) acc += from[c] * row[tap * channels + c];
+    }
+    finish(t, o, acc, channel, at);
   }
 }
 
@@ -137,15 +132,37 @@ extern "C" __global__ void spin(long long nanoseconds) {
   } while (now - start < nanoseconds);
 }
 
-// Counts elements of `size` bytes that differ, and finds the first: result = {count, first}.
+__device__ float as_float(const void* values, int type, long long at) {
+  float value;
+  switch (type) {
+    case kInt8:
+      return static_cast<const signed char*>(values)[at];
+    case kFloat32:
+      return element(values, at);
+    case kBfloat16:
+      return __uint_as_float(static_cast<const unsigned short*>(values)[at] << 16);
+    default:
+      asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<const unsigned short*>(values)[at]));
+      return value;
+  }
+}
+
+// Counts elements that differ, and finds the first: result = {count, first}. Outputs of functions
+// that engines compute in their own ways may differ: int8 by `steps`, floats by a hundredth.
 extern "C" __global__ void compare(const unsigned char* found, const unsigned char* expected,
-                                   long long count, int size, unsigned long long* result) {
+                                   long long count, int type, int steps,
+                                   unsigned long long* result) {
+  const int size = type == kInt8 ? 1 : type == kInt32 || type == kFloat32 ? 4 : 2;
   const long long stride = static_cast<long long>(gridDim.x) * blockDim.x;
   for (long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; i < count;
        i += stride) {
     bool same = true;
     for (int byte = 0; byte < size; ++byte) {
       same &= found[i * size + byte] == expected[i * size + byte];
+    }
+    if (!same && steps > 0) {
+      const float wanted = as_float(expected, type, i), off = as_float(found, type, i) - wanted;
+      same = fabsf(off) <= (type == kInt8 ? steps : 0.01f * fabsf(wanted) + 0.002f);
     }
     if (!same) {
       atomicAdd(&result[0], 1ull);

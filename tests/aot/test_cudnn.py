@@ -12,7 +12,8 @@ from importlib import metadata
 import pytest
 
 import jax_qconv as q
-from jax_qconv._spec import ACTIVATIONS, Problem, as_activation
+from jax_qconv._activation import ACTIVATIONS, as_activation
+from jax_qconv._problem import Problem
 
 HERE = pathlib.Path(__file__).parent
 HOPPER, AMPERE = "cudnn:4:", "cudnn:7"  # kernels with wgmma and TMA; those of any channel count
@@ -28,7 +29,8 @@ def problem(channels=64, out_dtype="int8", activation="none", residual=False) ->
             dilation=(1, 1),
             groups=1,
             out_dtype=out_dtype,
-            activation=as_activation(activation),
+            activation=as_activation(activation).kind,
+            slope=as_activation(activation).slope,
             residual=residual,
         )
     )

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jax_qconv as q
+from jax_qconv._problem import Problem
 
 CHANNELS = 64
 
@@ -161,13 +162,13 @@ def test_instantiate_refuses_a_schema_of_another_version(net, monkeypatch):
 )
 def test_instantiate_says_what_is_wrong_with_a_problem(net, monkeypatch, field, message):
     name = field.split("=")[0] + "="
-    to_text = q._spec.Problem.__str__
+    to_text = Problem.__str__
 
     def altered(problem):
         words = [w for w in to_text(problem).split() if not w.startswith(name)]
         return " ".join([*words, field])
 
-    monkeypatch.setattr(q._spec.Problem, "__str__", altered)
+    monkeypatch.setattr(Problem, "__str__", altered)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         h100.compile(values(q.qconv), *h100.shapes(net))
     monkeypatch.undo()

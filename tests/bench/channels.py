@@ -22,7 +22,8 @@ from bench.layers import origin
 from tqdm import tqdm
 
 from jax_qconv import _native
-from jax_qconv._spec import Problem, as_activation
+from jax_qconv._activation import as_activation
+from jax_qconv._problem import Problem
 
 CHANNELS = (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 68, 72, 80, 96, 112, 128, 144, 160)
 CHANNELS += (192, 224, 256)
@@ -40,7 +41,8 @@ def problem(channels: int, kernel: int) -> Problem:
         dilation=(1, 1),
         groups=1,
         out_dtype="int8",
-        activation=as_activation("relu"),
+        activation="relu",
+        slope=0.0,
         residual=False,
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from jax_qconv import _plan_model
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 HERE = pathlib.Path(__file__).parent
 PLANS = pathlib.Path(_plan_model.__file__).parent / "plans"

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from jax_qconv import _plan_store, _plans, _tune, _tuning
 from jax_qconv._networks import NETWORKS, Layer
-from jax_qconv._spec import Problem
+from jax_qconv._problem import Problem
 
 BATCHES = (128, 1, 32, 8)
 TABLE = ("resnet50", "resnet50_plain", "resnet18", "mobilenet_v2", "efficientnet_lite0", "vgg16")

@@ -1,0 +1,48 @@
+"""The zero point of a convolution's input, as an int32 that is added to the accumulator.
+
+sum((x - z) * w) = sum(x * w) - z * sum(w). Where the kernel hangs over the border, padded elements
+are real zeros, that is z, but kernels pad with 0; so the second sum is over what of the kernel lies
+inside of the image, and differs along the borders.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_qconv._problem import Problem
+
+
+def kind(problem: Problem) -> str:
+    """The offset that a problem needs for a zero point: one per channel, or a map."""
+    return "map" if any(side for pair in problem.padding for side in pair) else "channel"
+
+
+def offset(problem: Problem, weight: jax.Array, zero_point: Any) -> jax.Array:
+    """``[K; int32]``, or ``[P, Q, K; int32]`` where there is padding.
+
+    Args:
+        problem: the geometry.
+        weight: ``[K, R, S, C; int8]``, as stored.
+        zero_point: ``[; int32]``.
+    """
+    # [K, R, S]: what each kernel element adds, for a pixel of ones.
+    sums = jnp.sum(weight, axis=-1, dtype=jnp.int32)
+    if kind(problem) == "channel":
+        return -zero_point * jnp.sum(sums, axis=tuple(range(1, sums.ndim)))
+    for axis in range(problem.rank):
+        # The first of the kernel's axes becomes the last one of the output's.
+        inside = jnp.asarray(_inside(problem, axis), jnp.int32)
+        sums = jnp.tensordot(sums, inside, axes=((1,), (1,)))
+    return -zero_point * jnp.moveaxis(sums, 0, -1)
+
+
+def _inside(problem: Problem, axis: int) -> np.ndarray:
+    """Which elements of the kernel ``[P, R]`` lie inside of the image, along an axis."""
+    outs, taps = problem.out_shape[1 + axis], problem.w_shape[1 + axis]
+    start = np.arange(outs) * problem.strides[axis] - problem.padding[axis][0]
+    at = start[:, None] + np.arange(taps) * problem.dilation[axis]
+    return (at >= 0) & (at < problem.x_shape[1 + axis])
