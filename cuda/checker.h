@@ -57,6 +57,8 @@ class Checker {
   Checker(const Problem& problem, int64_t l2_bytes, KernelModule kernels, Stream stream,
           Timer timer);
   std::vector<DataSet> DataSets() const;
+  // Of an operand by its name, for channel `k`.
+  static double Constant(const DataSet& data, const std::string& name, int64_t k);
   Error Fill(const DataSet& data);
   Error MakeSets();
   Error ComputeExpected();

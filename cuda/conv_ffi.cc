@@ -93,7 +93,9 @@ ErrorOr<Operands> Decode(const ConvState& state, ffi::RemainingArgs args,
   for (size_t i = 0; i < state.slots.size(); ++i) {
     const OperandSlot& slot = state.slots[i];
     JQ_ASSIGN_OR_UNEXPECTED(const auto buffer, args.get<ffi::AnyBuffer>(i));
-    const auto type = slot.bytes_per_element == 1 ? ffi::DataType::S8 : ffi::DataType::F32;
+    const auto type = slot.bytes_per_element == 1 ? ffi::DataType::S8
+                      : slot.is_int               ? ffi::DataType::S32
+                                                  : ffi::DataType::F32;
     JQ_RETURN_UNEXPECTED_IF_ERROR(CheckBuffer(slot.name, buffer, type, slot.dims, problem));
     operands.*slot.member = buffer.untyped_data();
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <unordered_map>
+#include <vector>
 
 namespace jax_qconv {
 namespace {
@@ -68,15 +69,26 @@ class Nodes {
 
   void Add(bool bare) {
     const auto& p = problem_;
-    Tensor x = Input("x", {p.n, p.c, p.h, p.w}, fe::DataType_t::INT8);
-    Tensor w = Input("w", {p.k, p.c, p.r, p.s}, fe::DataType_t::INT8);
+    Tensor x = Input("x", p.x_dims(), fe::DataType_t::INT8);
+    // Fewer channels than x has are those of a group.
+    Tensor w = Input("w", p.w_dims(), fe::DataType_t::INT8);
     Tensor y = graph_.conv_fprop(x, w,
                                  fe::graph::Conv_fprop_attributes()
-                                     .set_pre_padding({p.padding[0], p.padding[2]})
-                                     .set_post_padding({p.padding[1], p.padding[3]})
-                                     .set_stride({p.strides[0], p.strides[1]})
-                                     .set_dilation({p.dilation[0], p.dilation[1]})
+                                     .set_pre_padding(Spatial(p.pad_before))
+                                     .set_post_padding(Spatial(p.pad_after))
+                                     .set_stride(Spatial(p.strides))
+                                     .set_dilation(Spatial(p.dilation))
                                      .set_compute_data_type(fe::DataType_t::INT32));
+    const bool offset = p.offset != Offset::kNone;
+    if (offset) {
+      y->set_data_type(fe::DataType_t::INT32);
+      auto z = p.offset == Offset::kMap ? p.offset_dims() : std::vector<int64_t>(p.rank, 1);
+      if (p.offset != Offset::kMap) z.push_back(p.k);
+      z.insert(z.begin(), 1);
+      y = graph_.pointwise(
+          y, Input("z", z, fe::DataType_t::INT32),
+          Mode(fe::PointwiseMode_t::ADD).set_compute_data_type(fe::DataType_t::INT32));
+    }
     if (p.has_epilogue()) {
       // A float result of the convolution keeps the pattern on cuDNN's general fusion engines; with
       // an int32 one, a residual is matched to an older pattern without Hopper kernels.
@@ -92,17 +104,38 @@ class Nodes {
   }
 
  private:
-  // act(fma(r, m_r, fma(acc, m, b))): cuDNN contracts each multiplication with its addition.
+  using Pointwise = fe::PointwiseMode_t;
+
+  // act(fma(r - z_r, m_r, fma(acc, m, b))): cuDNN contracts each multiplication with its addition.
   Tensor AddEpilogue(Tensor y) {
     const auto& p = problem_;
-    using Pointwise = fe::PointwiseMode_t;
     y = graph_.pointwise(y, PerChannel("m"), Mode(Pointwise::MUL));
     y = graph_.pointwise(y, PerChannel("b"), Mode(Pointwise::ADD));
-    if (p.residual) {
-      Tensor r = Input("r", {p.n, p.k, p.p, p.q}, fe::DataType_t::INT8);
-      y = graph_.pointwise(y, graph_.pointwise(r, Scalar("m_r"), Mode(Pointwise::MUL)),
-                           Mode(Pointwise::ADD));
+    // Its tensors come before the activation's in the order of operands.
+    Tensor r = p.residual ? Residual() : nullptr;
+    const auto add_residual = [&] { y = graph_.pointwise(y, r, Mode(Pointwise::ADD)); };
+    if (p.residual && !p.activation_first) add_residual();
+    y = Activate(y);
+    if (p.residual && p.activation_first) add_residual();
+    if (p.requantize) {
+      y = graph_.pointwise(y, Scalar("m_y"), Mode(Pointwise::MUL));
+      y = graph_.pointwise(y, Scalar("b_y"), Mode(Pointwise::ADD));
     }
+    return y;
+  }
+
+  // (r - z_r) * m_r
+  Tensor Residual() {
+    Tensor r = Input("r", problem_.out_dims(), fe::DataType_t::INT8);
+    Tensor m_r = Scalar("m_r");
+    if (problem_.residual_zero_point) {
+      r = graph_.pointwise(r, Scalar("z_r"), Mode(Pointwise::SUB));
+    }
+    return graph_.pointwise(r, m_r, Mode(Pointwise::MUL));
+  }
+
+  Tensor Activate(Tensor y) {
+    const auto& p = problem_;
     switch (p.activation) {
       case Activation::kNone:
         return y;
@@ -114,25 +147,68 @@ class Nodes {
         // Bounds are data, not attributes: they hold 1 / out_scale, which may change.
         y = graph_.pointwise(y, Scalar("lower"), Mode(Pointwise::MAX));
         return graph_.pointwise(y, Scalar("upper"), Mode(Pointwise::MIN));
+      case Activation::kPrelu: {
+        Tensor scaled = graph_.pointwise(y, PerChannel("slopes"), Mode(Pointwise::MUL));
+        Tensor positive = graph_.pointwise(y, Constant(0), Mode(Pointwise::CMP_GT));
+        positive->set_data_type(fe::DataType_t::BOOLEAN);
+        return graph_.pointwise(y, scaled, positive, Mode(Pointwise::BINARY_SELECT));
+      }
+      case Activation::kHardSigmoid:
+        return HardSigmoid(y);
+      case Activation::kHardSwish:
+        return graph_.pointwise(y, HardSigmoid(y), Mode(Pointwise::MUL));
+      case Activation::kSigmoid:
+        return graph_.pointwise(y, Mode(Pointwise::SIGMOID_FWD));
+      case Activation::kTanh:
+        return graph_.pointwise(y, Mode(Pointwise::TANH_FWD));
+      case Activation::kSilu:
+        return graph_.pointwise(y, Mode(Pointwise::SWISH_FWD).set_swish_beta(1));
+      case Activation::kGelu:
+        return graph_.pointwise(y, Mode(Pointwise::GELU_FWD));
+      case Activation::kGeluTanh:
+        return graph_.pointwise(y, Mode(Pointwise::GELU_APPROX_TANH_FWD));
     }
     return y;
   }
 
-  // cuDNN writes shapes as N, C, H, W whatever the layout; the strides say it is NHWC.
+  // min(max(fma(y, 1 / 6, 0.5), 0), 1)
+  Tensor HardSigmoid(Tensor y) {
+    y = graph_.pointwise(y, Constant(1.0f / 6), Mode(Pointwise::MUL));
+    y = graph_.pointwise(y, Constant(0.5f), Mode(Pointwise::ADD));
+    y = graph_.pointwise(y, Constant(0), Mode(Pointwise::MAX));
+    return graph_.pointwise(y, Constant(1), Mode(Pointwise::MIN));
+  }
+
+  // As many spatial axes as the problem's text has.
+  std::vector<int64_t> Spatial(const Axes& axes) const {
+    return std::vector<int64_t>(axes.end() - problem_.rank, axes.end());
+  }
+
+  // From channels last, `dims`, to how cuDNN writes shapes whatever the layout: N, C, H, W. The
+  // strides tell the layout.
   Tensor Input(const char* name, std::vector<int64_t> dims, fe::DataType_t type) {
-    const std::vector<int64_t> strides = {dims[1] * dims[2] * dims[3], 1, dims[1] * dims[3],
-                                          dims[1]};
+    std::vector<int64_t> strides(dims.size());
+    int64_t stride = 1;
+    for (size_t axis = dims.size(); axis-- > 0; stride *= dims[axis]) strides[axis] = stride;
+    for (auto* values : {&dims, &strides}) {
+      std::rotate(values->begin() + 1, values->end() - 1, values->end());
+    }
     return graph_.tensor(fe::graph::Tensor_attributes()
                              .set_name(name)
                              .set_uid(next_uid_++)
                              .set_dim(std::move(dims))
-                             .set_stride(strides)
+                             .set_stride(std::move(strides))
                              .set_data_type(type));
   }
   Tensor PerChannel(const char* name) {
-    return Input(name, {1, problem_.k, 1, 1}, fe::DataType_t::FLOAT);
+    std::vector<int64_t> dims(problem_.rank + 2, 1);
+    dims.back() = problem_.k;
+    return Input(name, std::move(dims), fe::DataType_t::FLOAT);
   }
-  Tensor Scalar(const char* name) { return Input(name, {1, 1, 1, 1}, fe::DataType_t::FLOAT); }
+  Tensor Scalar(const char* name) {
+    return Input(name, std::vector<int64_t>(problem_.rank + 2, 1), fe::DataType_t::FLOAT);
+  }
+  Tensor Constant(float value) { return graph_.tensor(value); }
 
   static fe::graph::Pointwise_attributes Mode(fe::PointwiseMode_t mode) {
     return fe::graph::Pointwise_attributes().set_mode(mode);
@@ -278,10 +354,9 @@ Error CudnnGraph::Build(const PlanName& plan) {
 
 ErrorOr<std::string> CudnnGraph::Serialize() const {
   std::vector<uint8_t> bytes;
-  JQ_RETURN_UNEXPECTED_IF_ERROR(
-      Guard("serialising the plan", impl_->problem, [&]() -> fe::error_t {
-        return impl_->graph.serialize(bytes, /*serialize_structure=*/false);
-      }));
+  JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("serialising the plan", impl_->problem, [&]() -> fe::error_t {
+    return impl_->graph.serialize(bytes, /*serialize_structure=*/false);
+  }));
   return std::string(bytes.begin(), bytes.end());
 }
 

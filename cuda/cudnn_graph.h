@@ -15,7 +15,7 @@
 namespace jax_qconv {
 
 // Raised when the nodes change: plans verified before are verified again.
-inline constexpr int kCudnnGraphVersion = 1;
+inline constexpr int kCudnnGraphVersion = 2;
 
 class CudnnGraph {
  public:

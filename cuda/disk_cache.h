@@ -7,9 +7,9 @@
 
 namespace jax_qconv {
 
-// `kind` is the sub-folder ("verdicts", "built", ...). The whole key is stored and compared, so that
-// two keys of one hash can't be confused. A file that can't be read, or isn't one of ours, counts
-// as absent. Writes are atomic; one that fails is only a lost saving.
+// `kind` is the sub-folder ("verdicts", "built", ...). The whole key is stored and compared, so
+// that two keys of one hash can't be confused. A file that can't be read, or isn't one of ours,
+// counts as absent. Writes are atomic; one that fails is only a lost saving.
 std::optional<std::string> ReadCache(const std::string& kind, const std::string& key);
 void WriteCache(const std::string& kind, const std::string& key, const std::string& value);
 void RemoveFromCache(const std::string& kind, const std::string& key);

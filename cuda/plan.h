@@ -19,8 +19,8 @@ class Plan {
  public:
   ~Plan();
 
-  // Builds the plan on a device, whose context must be current, or loads it where an earlier process
-  // left it on disk. Doesn't verify it.
+  // Builds the plan on a device, whose context must be current, or loads it where an earlier
+  // process left it on disk. Doesn't verify it.
   static ErrorOr<PlanPtr> Make(const Problem& problem, const PlanName& name, int device);
 
   // Removes it from the disk.

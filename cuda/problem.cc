@@ -18,19 +18,18 @@ const std::map<std::string, OutType> kOutTypes = {{"int8", OutType::kInt8},
                                                   {"float32", OutType::kFloat32},
                                                   {"bfloat16", OutType::kBfloat16},
                                                   {"float16", OutType::kFloat16}};
-const std::map<std::string, Activation> kActivations = {
-    {"none", Activation::kNone},
-    {"relu", Activation::kRelu},
-    {"clip", Activation::kClip},
-    {"leaky_relu", Activation::kLeakyRelu},
-    {"prelu", Activation::kPrelu},
-    {"hard_sigmoid", Activation::kHardSigmoid},
-    {"hard_swish", Activation::kHardSwish},
-    {"sigmoid", Activation::kSigmoid},
-    {"tanh", Activation::kTanh},
-    {"silu", Activation::kSilu},
-    {"gelu", Activation::kGelu},
-    {"gelu_tanh", Activation::kGeluTanh}};
+const std::map<std::string, Activation> kActivations = {{"none", Activation::kNone},
+                                                        {"relu", Activation::kRelu},
+                                                        {"clip", Activation::kClip},
+                                                        {"leaky_relu", Activation::kLeakyRelu},
+                                                        {"prelu", Activation::kPrelu},
+                                                        {"hard_sigmoid", Activation::kHardSigmoid},
+                                                        {"hard_swish", Activation::kHardSwish},
+                                                        {"sigmoid", Activation::kSigmoid},
+                                                        {"tanh", Activation::kTanh},
+                                                        {"silu", Activation::kSilu},
+                                                        {"gelu", Activation::kGelu},
+                                                        {"gelu_tanh", Activation::kGeluTanh}};
 const std::map<std::string, Offset> kOffsets = {
     {"none", Offset::kNone}, {"channel", Offset::kPerChannel}, {"map", Offset::kMap}};
 const std::map<std::string, bool> kBooleans = {{"0", false}, {"1", true}};

@@ -142,7 +142,9 @@ __device__ float as_float(const void* values, int type, long long at) {
     case kBfloat16:
       return __uint_as_float(static_cast<const unsigned short*>(values)[at] << 16);
     default:
-      asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<const unsigned short*>(values)[at]));
+      asm("cvt.f32.f16 %0, %1;"
+          : "=f"(value)
+          : "h"(static_cast<const unsigned short*>(values)[at]));
       return value;
   }
 }

@@ -6,8 +6,18 @@ namespace jax_qconv {
 
 enum { kInt8, kInt32, kFloat32, kBfloat16, kFloat16 };  // OutType of problem.h
 enum {                                                  // Activation of problem.h
-  kNone, kRelu, kClip, kLeakyRelu, kPrelu, kHardSigmoid,
-  kHardSwish, kSigmoid, kTanh, kSilu, kGelu, kGeluTanh
+  kNone,
+  kRelu,
+  kClip,
+  kLeakyRelu,
+  kPrelu,
+  kHardSigmoid,
+  kHardSwish,
+  kSigmoid,
+  kTanh,
+  kSilu,
+  kGelu,
+  kGeluTanh
 };
 enum { kNoOffset, kPerChannel, kMap };  // Offset of problem.h
 
@@ -44,8 +54,7 @@ __device__ float activate(const ConvParams& t, const Operands& o, float y, int c
     case kGelu:
       return 0.5 * wide * (1 + erf(wide * 0.70710678118654752));
     case kGeluTanh:
-      return 0.5 * wide *
-             (1 + tanh(0.79788456080286536 * (wide + 0.044715 * wide * wide * wide)));
+      return 0.5 * wide * (1 + tanh(0.79788456080286536 * (wide + 0.044715 * wide * wide * wide)));
     default:
       return y;
   }
@@ -73,9 +82,7 @@ __device__ float epilogue(const ConvParams& t, const Operands& o, int acc, int c
 __device__ int offset(const ConvParams& t, const Operands& o, int channel, long long at) {
   const int* z = static_cast<const int*>(o.z);
   const long long image = static_cast<long long>(t.out_size[0]) * t.out_size[1] * t.out_size[2];
-  return t.offset == kNoOffset     ? 0
-         : t.offset == kPerChannel ? z[channel]
-                                   : z[at % (image * t.k)];
+  return t.offset == kNoOffset ? 0 : t.offset == kPerChannel ? z[channel] : z[at % (image * t.k)];
 }
 
 __device__ signed char to_int8(float y) { return min(max(__float2int_rn(y), -128), 127); }
@@ -91,8 +98,7 @@ __device__ unsigned short to_float16(float y) {
 }
 
 // Stores the output of a sum.
-__device__ void finish(const ConvParams& t, const Operands& o, int acc, int channel,
-                       long long at) {
+__device__ void finish(const ConvParams& t, const Operands& o, int acc, int channel, long long at) {
   acc += offset(t, o, channel, at);
   if (t.out == kInt32) {
     static_cast<int*>(o.out)[at] = acc;

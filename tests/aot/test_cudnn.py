@@ -12,37 +12,56 @@ from importlib import metadata
 import pytest
 
 import jax_qconv as q
-from jax_qconv._activation import ACTIVATIONS, as_activation
+from jax_qconv._activation import ACTIVATIONS, SCALE_FREE, as_activation
 from jax_qconv._problem import Problem
 
 HERE = pathlib.Path(__file__).parent
 HOPPER, AMPERE = "cudnn:4:", "cudnn:7"  # kernels with wgmma and TMA; those of any channel count
 
 
-def problem(channels=64, out_dtype="int8", activation="none", residual=False) -> str:
+def problem(channels=64, *, groups=1, rank=2, **fields) -> str:
+    fields = {"out_dtype": "int8", "activation": "none"} | fields
     return str(
         Problem.make(
-            x_shape=(8, 56, 56, channels),
-            w_shape=(64, 3, 3, channels),
-            strides=(1, 1),
+            x_shape=(8, *[56, 56, 8][:rank], channels),
+            w_shape=(64, *[3] * rank, channels // groups),
+            strides=(1,) * rank,
             padding="SAME",
-            dilation=(1, 1),
-            groups=1,
-            out_dtype=out_dtype,
-            activation=as_activation(activation).kind,
-            slope=as_activation(activation).slope,
-            residual=residual,
+            dilation=(1,) * rank,
+            groups=groups,
+            **fields,
         )
+    )
+
+
+def fused(activation: str, out_dtype: str, **fields: bool) -> str:
+    act = as_activation(activation)
+    requantize = out_dtype == "int8" and act.kind not in SCALE_FREE
+    return problem(
+        out_dtype=out_dtype, activation=act.kind, slope=act.slope, requantize=requantize, **fields
     )
 
 
 FLOATS = ["int8", "float32", "bfloat16", "float16"]
 HOPPER_PROBLEMS = [
-    *[problem(out_dtype=o, activation=a) for o in FLOATS for a in ACTIVATIONS],
-    *[problem(out_dtype=o, activation=a, residual=True) for o in FLOATS for a in ACTIVATIONS],
+    *[fused(a, o) for o in FLOATS for a in ACTIVATIONS],
+    *[fused(a, "int8", residual=True) for a in ACTIVATIONS],
+    *[fused("relu6", o, residual=True) for o in FLOATS[1:]],
     problem(out_dtype="int32"),
+    *[problem(offset=offset) for offset in ("channel", "map")],
+    problem(offset="channel", out_dtype="int32"),
+    problem(offset="map", residual=True, residual_zero_point=True, activation="clip"),
+    problem(residual=True, activation_first=True, activation="relu"),
+    problem(residual=True, residual_zero_point=True, activation_first=True, requantize=True),
+    problem(rank=3, activation="relu", residual=True),
+    problem(rank=3, offset="map"),
 ]
-AMPERE_PROBLEMS = [problem(channels=4), problem(channels=8, activation="relu", residual=True)]
+AMPERE_PROBLEMS = [
+    problem(channels=4),
+    problem(channels=8, activation="relu", residual=True),
+    problem(channels=64, groups=2, activation="relu", residual=True),
+    problem(channels=128, groups=8, offset="map"),
+]
 
 
 @pytest.fixture(scope="module")
