@@ -32,18 +32,22 @@ GRAPH = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTI
 METHOD = f"""\
 us is the wall clock around {EXECUTIONS} executions of one XLA program over the number of calls in
 them: the least of {REPEATS} repeats, which take turns with those of the other systems; us_median is
-their median. A program is a loop of rounds of calls (calls and rounds are those of the int8
-program). Each call of a round has its own input, weights, residual and output, and a round touches
-{ROUND_BYTES / 1e6:.0f} MB or more, twice the L2 cache, so that none of them is found there; the
-data are random. The calls of a round run one after another in one CUDA graph, JAX's convolutions
-too, which XLA leaves out by default (xla_gpu_enable_command_buffer); the counter of rounds is one
-more kernel in it. Bias, residual and ReLU are part of every system. bf16_us is JAX in bfloat16,
-with a CUDA graph or without, whichever is faster (bf16_graph); its weights are OHWI, as XLA
-transposes HWIO ones in each call. xla_int8_us is JAX's own int8 convolution with the same epilogue
-in jax.numpy. roofline_us is the larger of operations over nominal int8 peak and bytes over nominal
-memory bandwidth, channels unpadded, everything read and written once. copy_gbps is what a kernel
-reached that reads and writes 2 GiB. exact: all elements of the outputs of all int8 calls of a round
-equal those of implementation='reference' on the same GPU."""
+their median, us_spread what lies between the least and the most over it. A program is a loop of
+rounds of calls (calls and rounds are those of the int8 program). Each call of a round has its own
+input, weights, residual and output, and a round touches {ROUND_BYTES / 1e6:.0f} MB or more, twice
+the L2 cache, so that none of them is found there; the data are random. The calls of a round run one
+after another in one CUDA graph, JAX's convolutions too, which XLA leaves out by default
+(xla_gpu_enable_command_buffer); the counter of rounds is one more kernel in it. All systems get the
+same integers; bias, residual and ReLU are part of each. bf16_us is JAX in bfloat16, with a CUDA
+graph or without, the 7x7 layer also as 4x4 on blocks of 2x2 pixels, whichever is fastest
+(bf16_way); its weights are OHWI, as XLA transposes HWIO ones in each call. xla_int8 is JAX's own
+int8 convolution with the same epilogue in jax.numpy, xla_int8_fused with XLA's experimental fusion
+of convolutions, qwix with that package's convolution. torch_bf16 is PyTorch in eager mode,
+torch_bf16_graph in a CUDA graph, torch_bf16_compiled that of torch.compile; seed is PyTorch's
+quantized::conv2d, in eager mode, which is all it has. roofline_us is the larger of operations over
+nominal int8 peak and bytes over nominal memory bandwidth, channels unpadded, everything read and
+written once. exact: all elements of the outputs of all int8 calls of a round equal those of
+implementation='reference' on the same GPU."""
 
 
 class Program:
@@ -131,18 +135,3 @@ def by_turns(programs: dict[str, Program]) -> dict[str, list[float]]:
         for name, program in programs.items():
             times[name].append(program.execute(EXECUTIONS))
     return times
-
-
-def copy_gbps(nbytes: int = 2**31, times: int = 20) -> float:
-    """GB/s, read and written, of a kernel that passes over so many bytes."""
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def increment(values: jax.Array) -> jax.Array:
-        return values + jnp.uint32(1)
-
-    values = increment(jnp.zeros(nbytes // 4, jnp.uint32)).block_until_ready()
-    start = time.perf_counter()
-    for _ in range(times):
-        values = increment(values)
-    values.block_until_ready()
-    return 2 * nbytes * times / (time.perf_counter() - start) / 1e9
