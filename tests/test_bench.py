@@ -156,6 +156,18 @@ def test_a_system_that_fails_leaves_its_error_and_the_others_their_times(short, 
     assert row["us"] > 0 and "bf16_us" not in row and "speedup_vs_bf16" not in row
 
 
+def test_a_round_is_larger_than_the_cache_and_fits_into_memory():
+    assert timing.calls_of_round(1e6) == 120
+    assert timing.calls_of_round(50e6) == 16
+    assert timing.calls_of_round(400e6) == 5
+    assert timing.calls_of_round(5e9) == 2
+
+
+def test_calls_are_counted_as_custom_calls_and_as_fusions():
+    hlo = 'custom_call_target="__cudnn$convForward"\n"kind":"__cudnn$fusion"\n' * 3
+    assert timing.count_calls(hlo, "__cudnn$conv") == timing.count_calls(hlo, "__cudnn$fusion") == 3
+
+
 def test_a_wrong_output_is_counted():
     data = systems.Data.make(TINY[0], 2)
     system = systems.int8(data)

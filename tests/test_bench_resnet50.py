@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench import resnet50, resnet50_jax
+from bench import resnet50, resnet50_jax, startup
 from bench.resnet50_net import STAGES
 
 
@@ -119,6 +122,20 @@ def test_a_network_is_timed():
     run, params = (lambda params, x: params * x.sum()), jnp.float32(2)
     net = resnet50.Net((run, params), jnp.ones(8), graph="")
     assert net.execute(2) > 0 and net.host_us(2) > 0
+
+
+def test_the_start_of_a_process_is_timed(monkeypatch, tmp_path):
+    names = re.findall(r"resnet50_jax\.\w+", startup.FIRST_RESULT)
+    assert len(names) == 2
+    monkeypatch.setattr(
+        startup, "FIRST_RESULT", f"from bench import resnet50_jax; {'; '.join(names)}"
+    )
+    monkeypatch.setattr(sys, "path", [str(pathlib.Path(__file__).parent), *sys.path])
+    monkeypatch.setattr("sys.argv", ["startup.py", "--out", str(tmp_path)])
+    startup.main()
+    results = json.loads((tmp_path / "startup.json").read_text())
+    assert set(results["seconds"]) == {"cold", "warm", "warm_with_programs"}
+    assert min(results["seconds"].values()) > 0 and "device" in results
 
 
 def test_the_network_has_its_blocks():

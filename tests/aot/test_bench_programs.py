@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import h100
+import jax
 import jax.numpy as jnp
 import pytest
 from bench import ceilings, resnet50_jax, systems, timing
@@ -35,7 +36,7 @@ def test_a_program_is_a_loop_of_the_calls_and_nothing_else(layer, name, tmp_path
     make, call = SYSTEMS[name]
     system = make(systems.Data.make(layer, 1))
     hlo, before, body = compile_program(system, tmp_path)
-    assert hlo.count(f'custom_call_target="{system.target}') == CALLS  # none merged
+    assert timing.count_calls(hlo, system.target) == CALLS  # none merged
     assert f'"known_trip_count":{{"n":"{ROUNDS}"}}' in hlo  # no look at the device in each round
     assert call[0] not in before
     counter = ["kCustomKernel"]
@@ -51,9 +52,16 @@ def test_the_stem_needs_a_kernel_before_and_one_after(tmp_path):
 
 def test_the_stem_of_blocks_is_one_convolution_of_them(tmp_path):
     hlo, before, body = compile_program(systems.bf16_blocks(systems.Data.make(STEM, 1)), tmp_path)
-    assert hlo.count('custom_call_target="__cudnn$conv') == CALLS
+    assert timing.count_calls(hlo, "__cudnn$conv") == CALLS
     assert JAX[0] not in before
     assert [kind for kind in body if kind == JAX[0]] == JAX * CALLS
+
+
+def test_the_fusion_that_is_asked_for_is_formed(tmp_path):
+    system = systems.xla_int8(systems.Data.make(OTHERS[0], 1), fused=True)
+    # cuDNN alone knows whether it can have it, and needs a GPU for that.
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f'"kind":"{re.escape(system.target)}"'):
+        compile_program(system, tmp_path)
 
 
 def test_the_products_of_the_ceiling_are_of_integers():

@@ -91,6 +91,8 @@ def measure(layer: Layer, batch: int, gpu: Gpu, *, chosen: Sequence[str]) -> dic
         except Exception as error:
             row[f"{name}_error"] = error_text(error)
     row |= figures(timing.by_turns(programs), row["roofline_us"])
+    programs.clear()
+    torch_systems.release()
     return row | {"systems": list(chosen), "seconds": time.perf_counter() - start}
 
 

@@ -24,7 +24,7 @@ class System:
         call: (shared, x, weights, residual or None) to the output.
         shared: what all calls have in common, such as scales and bias; a pytree.
         own: x, weights and residual or None, of which each call is to have a copy of its own.
-        target: how the name of the custom call begins that a GPU makes of each call.
+        target: how the name of the custom call or fusion begins that a GPU makes of each call.
         graph: whether XLA may put all calls into CUDA graphs, convolutions included, or none.
         options: more of the compiler's.
     """
@@ -160,6 +160,7 @@ def xla_int8(data: Data, *, fused: bool = False) -> System:
     With ``fused``, XLA's experimental fusion of convolutions is asked for.
     """
     options = {"xla_gpu_experimental_enable_conv_fusion": True} if fused else {}
+    target = "__cudnn$fusion" if fused else "__cudnn$conv"
     layer = data.layer
     x, weight, _ = unpadded(data)
 
@@ -170,7 +171,7 @@ def xla_int8(data: Data, *, fused: bool = False) -> System:
 
     constants = data.packed.binding.constants
     own = (x, weight, data.residual)
-    return System(call, constants, own, target="__cudnn$conv", options=options)
+    return System(call, constants, own, target=target, options=options)
 
 
 def qwix(data: Data) -> System:

@@ -15,7 +15,10 @@ ROUND_BYTES = 120e6
 """What a round touches at least: twice the 60 MB of an H200's L2 cache."""
 
 MIN_CALLS = 16
-"""Of a round."""
+"""Of a round, unless it touches more than `MOST_BYTES`."""
+
+MOST_BYTES = 2e9
+"""Of a round: the systems of a layer are in memory together, and large layers need few calls."""
 
 PROGRAM_SECONDS = 4e-3
 """Of an execution, if calls take no longer than the caller says."""
@@ -78,11 +81,11 @@ class Program:
         """
         leaves = [*jax.tree.leaves(system.own), system.output]
         nbytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-        calls = max(math.ceil(ROUND_BYTES / nbytes), MIN_CALLS)
+        calls = calls_of_round(nbytes)
         rounds = math.ceil(PROGRAM_SECONDS * 1e6 / (calls * least_us))
         program = cls(system, calls=calls, rounds=rounds)
         (device,) = program.outs[0].devices()
-        found = program.hlo.count(f'custom_call_target="{system.target}')
+        found = count_calls(program.hlo, system.target)
         if device.platform == "gpu" and found != calls:
             raise RuntimeError(f"{calls} calls became {found} of {system.target}.")
         program.execute(1)
@@ -95,6 +98,16 @@ class Program:
             self.outs = self.compiled(self.outs, *self.inputs)
         jax.block_until_ready(self.outs)
         return (time.perf_counter() - start) * 1e6 / (times * self.rounds * self.calls)
+
+
+def calls_of_round(nbytes: float) -> int:
+    """How many, if each touches so many bytes."""
+    return max(math.ceil(ROUND_BYTES / nbytes), min(MIN_CALLS, int(MOST_BYTES / nbytes)), 2)
+
+
+def count_calls(hlo: str, target: str) -> int:
+    """Custom calls, or fusions that one kernel of cuDNN computes."""
+    return sum(hlo.count(f'{key}"{target}') for key in ("custom_call_target=", '"kind":'))
 
 
 def lower(system: System, rounds: int, outs: Any, shared: Any, sets: Any) -> jax.stages.Lowered:
