@@ -128,7 +128,8 @@ def _suites(summary: Summary) -> Iterator[str]:
         yield f"`{network}`"
         for value in (batch, summary[f"{place}layers"], summary[f"{place}exact"]):
             yield str(value)
-        yield _cell(summary, f"{place}geomean_over_roofline", ".2f")
+        over = _cell(summary, f"{place}geomean_over_roofline", ".2f")
+        yield over if over == "-" else f"{over} ({summary[f'{place}over_roofline_layers']})"
         for rival in rivals:
             mean = _cell(summary, f"{place}geomean_speedup_vs_{rival}", ".2f")
             least = _cell(summary, f"{place}min_speedup_vs_{rival}", ".2f")
@@ -136,8 +137,8 @@ def _suites(summary: Summary) -> Iterator[str]:
 
     yield (
         "Times as fast as others: the geometric mean of a network's distinct convolutions (least "
-        "in brackets). Over roofline: time over the nominal roofline, of `resnet50` without "
-        "residuals and stem."
+        "in brackets). Over roofline: time over the nominal roofline (of so many layers), of "
+        "`resnet50` without residuals and stem."
     )
     yield ""
     heads = ["convolutions of", "batch", "layers", "exact", "over roofline"]
