@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import h100
+import jax
+import jax.numpy as jnp
 import pytest
-from bench import systems, timing
+from bench import ceilings, resnet50_jax, systems, timing
+from bench.resnet50_net import CONVS
 from layers import RESNET50
 
 CALLS, ROUNDS = 6, 10
@@ -19,25 +24,63 @@ SYSTEMS = {
     "bf16": (lambda data: systems.bf16(data, graph=True), JAX),
     "bf16 without graph": (lambda data: systems.bf16(data, graph=False), JAX),
     "JAX's int8": (systems.xla_int8, JAX + EPILOGUE),
+    "qwix": (systems.qwix, JAX + EPILOGUE),
 }
 
 
 @pytest.mark.parametrize("layer", OTHERS[:3], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_program_is_a_loop_of_the_calls_and_nothing_else(layer, name, tmp_path):
+    if name == "qwix":
+        pytest.importorskip("qwix")
     make, call = SYSTEMS[name]
     system = make(systems.Data.make(layer, 1))
     hlo, before, body = compile_program(system, tmp_path)
-    assert hlo.count(f'custom_call_target="{system.target}') == CALLS  # none merged
+    assert timing.count_calls(hlo, system.target) == CALLS  # none merged
     assert f'"known_trip_count":{{"n":"{ROUNDS}"}}' in hlo  # no look at the device in each round
     assert call[0] not in before
     counter = ["kCustomKernel"]
     assert body == ["kCommandBuffer"] * system.graph + counter + call * CALLS
 
 
-def test_the_padded_stem_needs_nothing_else_either(tmp_path):
+def test_the_stem_needs_a_kernel_before_and_one_after(tmp_path):
+    """For blocks of its input's pixels, and for the output's pixels of blocks."""
     _, _, body = compile_program(systems.int8(systems.Data.make(STEM, 1)), tmp_path)
-    assert body == ["kCommandBuffer", "kCustomKernel"] + OURS * CALLS
+    kernel = ["kCustomKernel"]
+    assert body == ["kCommandBuffer", *kernel] + (kernel + OURS + kernel) * CALLS
+
+
+def test_the_stem_of_blocks_is_one_convolution_of_them(tmp_path):
+    hlo, before, body = compile_program(systems.bf16_blocks(systems.Data.make(STEM, 1)), tmp_path)
+    assert timing.count_calls(hlo, "__cudnn$conv") == CALLS
+    assert JAX[0] not in before
+    assert [kind for kind in body if kind == JAX[0]] == JAX * CALLS
+
+
+def test_the_fusion_that_is_asked_for_is_formed(tmp_path):
+    system = systems.xla_int8(systems.Data.make(OTHERS[0], 1), fused=True)
+    # cuDNN alone knows whether it can have it, and needs a GPU for that.
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f'"kind":"{re.escape(system.target)}"'):
+        compile_program(system, tmp_path)
+
+
+def test_the_products_of_the_ceiling_are_of_integers():
+    product = ceilings.product("xla", 4096, 4096, 4096)
+    hlo = h100.compile(product.func, *h100.shapes(product.args))
+    assert "s32[4096,4096]" in hlo and "s8[4096,4096]" in hlo
+    assert "convert" not in hlo  # to floats, say
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [resnet50_jax.xla_int8_net, resnet50_jax.qwix_net])
+def test_the_whole_network_has_convolutions_of_int8(net):
+    if net is resnet50_jax.qwix_net:
+        pytest.importorskip("qwix")
+    run, params = net()
+    x = jnp.zeros((1, 224, 224, 3), jnp.int8 if net is resnet50_jax.xla_int8_net else jnp.float32)
+    hlo = h100.compile(run, *h100.shapes((params, x)))
+    convolutions = re.findall(r"custom-call\((.*?)\), .*custom_call_target=\"__cudnn\$conv", hlo)
+    assert len(convolutions) == len(CONVS)
 
 
 def compile_program(system, folder):

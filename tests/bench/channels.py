@@ -9,7 +9,6 @@ exact plan of the search that a first call makes, and all others with their time
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -18,7 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import jax
-from bench.layers import origin
+from bench.record import origin, write
 from tqdm import tqdm
 
 from jax_qconv import _native
@@ -60,8 +59,7 @@ def main() -> None:
         best = min(exact, key=lambda plan: plan["us"], default=None)
         rows.append({"kernel": kernel, "channels": channels, "best": best, "plans": ranking})
     out.mkdir(parents=True, exist_ok=True)
-    results = {name: v for name, v in origin(device).items() if name != "method"} | {"rows": rows}
-    (out / "channels.json").write_text(json.dumps(results, indent=1) + "\n")
+    write(out / "channels.json", origin(device) | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Time the convolutions of networks on this GPU: int8 by jax_qconv, other systems, the roofline.
 
-    python tests/bench/layers.py --batch 128 1 --out tests/bench/results/h200
+    python tests/bench/layers.py --batch 128 1 --out tests/bench/results/h100
 
-Writes layers.json, again after each layer; see `METHOD` in timing.py for how time is taken.
+Writes layers.json, again after each layer, and goes on from one of the same commit, versions and
+device: a layer is measured again, all systems by turns, only where one of them is missing. See
+`METHOD` in timing.py for how time is taken.
 """
 
 from __future__ import annotations
@@ -10,12 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
 import os
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,56 +28,86 @@ if __name__ == "__main__":
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import jax
-from bench import systems, timing, torch_systems
+from bench import ceilings, systems, timing, torch_systems
+from bench.record import clocks, earlier, error_text, origin, write
 from bench.roofline import GPUS, Gpu, elements, operations, roofline_us
 from layers import NETWORKS, Layer
 from tqdm import tqdm
-
-import jax_qconv
 
 LAUNCH_US = 3.0
 """What a call takes at least, however small."""
 
 
-SYSTEMS: dict[str, Callable[[systems.Data, int, float], Any]] = {
-    "int8": lambda data, batch, least: timing.Program.make(systems.int8(data), least_us=least),
-    "bf16": lambda data, batch, least: timing.Program.make(
-        systems.bf16(data, graph=True), least_us=least
-    ),
-    "bf16_without_graph": lambda data, batch, least: timing.Program.make(
-        systems.bf16(data, graph=False), least_us=least
-    ),
-    "xla_int8": lambda data, batch, least: timing.Program.make(
-        systems.xla_int8(data), least_us=least
-    ),
-    "xla_int8_fused": lambda data, batch, least: timing.Program.make(
-        systems.xla_int8(data, fused=True), least_us=least
-    ),
-    "torch_bf16": lambda data, batch, least: torch_systems.bf16(data.layer, batch),
-    "seed": lambda data, batch, least: torch_systems.seed(data.layer, batch),
+def _jax(make: Callable[[systems.Data], systems.System]) -> Callable[[systems.Data, float], Any]:
+    return lambda data, least_us: timing.Program.make(make(data), least_us=least_us)
+
+
+def _torch(make: Callable[[systems.Data], Any]) -> Callable[[systems.Data, float], Any]:
+    return lambda data, _: make(data)
+
+
+SYSTEMS: dict[str, Callable[[systems.Data, float], Any]] = {
+    "int8": _jax(lambda data: systems.int8(data)),
+    "bf16": _jax(lambda data: systems.bf16(data, graph=True)),
+    "bf16_without_graph": _jax(lambda data: systems.bf16(data, graph=False)),
+    "bf16_blocks": _jax(lambda data: systems.bf16_blocks(data)),
+    "xla_int8": _jax(lambda data: systems.xla_int8(data)),
+    "xla_int8_fused": _jax(lambda data: systems.xla_int8(data, fused=True)),
+    "qwix": _jax(lambda data: systems.qwix(data)),
+    "torch_bf16": _torch(lambda data: torch_systems.bf16(data, graph=False)),
+    "torch_bf16_graph": _torch(lambda data: torch_systems.bf16(data, graph=True)),
+    "torch_bf16_compiled": _torch(lambda data: torch_systems.bf16(data, graph=True, compiled=True)),
+    "seed": _torch(lambda data: torch_systems.seed(data)),
 }
-"""What can be compared. xla_int8_fused is with XLA's experimental fusion of convolutions, seed
-PyTorch's quantized::conv2d."""
+"""What can be compared; see `METHOD` in timing.py."""
+
+WAYS = {
+    "bf16": ("bf16", "bf16_without_graph", "bf16_blocks"),
+    "torch_bf16": ("torch_bf16", "torch_bf16_graph", "torch_bf16_compiled"),
+}
+"""Of a system that can be used in several ways, of which the fastest counts."""
+
+COMPARED = ("bf16", "xla_int8", "xla_int8_fused", "qwix", "torch_bf16", "seed")
+"""What int8 is compared with."""
+
+DEFAULT = ("int8", *WAYS["bf16"])
 
 
 def measure(layer: Layer, batch: int, gpu: Gpu, *, chosen: Sequence[str]) -> dict[str, Any]:
     """The row of a layer; a system that fails leaves its error there instead of times."""
     start = time.perf_counter()
-    row = {"name": layer.name, "batch": batch, **dataclasses.asdict(layer)}
+    row = {"name": layer.name, "batch": batch, "suites": suites_of(layer)}
+    row |= dataclasses.asdict(dataclasses.replace(layer, count=1))
     row |= {"ops": operations(layer, batch), "bytes": elements(layer, batch)}
     row["roofline_us"] = roofline_us(layer, batch, gpu)
     least_us = max(row["roofline_us"], LAUNCH_US)
     data = systems.Data.make(layer, batch)
     programs = {}
-    for name in chosen:
+    for name in applicable(layer, chosen):
         try:
-            programs[name] = SYSTEMS[name](data, batch, least_us)
+            programs[name] = SYSTEMS[name](data, least_us)
             if name == "int8":
                 row |= examine(systems.int8(data), programs[name])
         except Exception as error:
-            row[f"{name}_error"] = f"{type(error).__name__}: {error}"[:1000]
+            row[f"{name}_error"] = error_text(error)
     row |= figures(timing.by_turns(programs), row["roofline_us"])
-    return row | {"seconds": time.perf_counter() - start}
+    programs.clear()
+    torch_systems.release()
+    return row | {"systems": list(chosen), "seconds": time.perf_counter() - start}
+
+
+def applicable(layer: Layer, chosen: Sequence[str]) -> list[str]:
+    """The systems that can have a layer."""
+    return [name for name in chosen if name != "bf16_blocks" or systems.has_blocks(layer)]
+
+
+def suites_of(layer: Layer) -> list[str]:
+    """The networks that have a layer, however often."""
+    return [name for name, network in NETWORKS.items() if layer in map(_once, network)]
+
+
+def _once(layer: Layer) -> Layer:
+    return dataclasses.replace(layer, count=1)
 
 
 def examine(system: systems.System, program: timing.Program) -> dict[str, Any]:
@@ -100,85 +130,60 @@ def figures(times: dict[str, list[float]], roofline_us: float) -> dict[str, Any]
 
     def best(name: str, prefix: str) -> dict[str, float]:
         repeats = times[name]
-        return {f"{prefix}us": min(repeats), f"{prefix}us_median": statistics.median(repeats)}
+        least, median = min(repeats), statistics.median(repeats)
+        spread = (max(repeats) - least) / median
+        return {f"{prefix}us": least, f"{prefix}us_median": median, f"{prefix}us_spread": spread}
 
     found: dict[str, Any] = {}
     if "int8" in times:
-        found |= best("int8", "")
+        found |= best("int8", "") | {"repeats": times["int8"]}
         found["share_of_roofline"] = roofline_us / found["us"]
-    ways = [name for name in ("bf16", "bf16_without_graph") if name in times]
-    if ways:
-        way = min(ways, key=lambda name: min(times[name]))
-        found |= best(way, "bf16_") | {"bf16_graph": way == "bf16"}
-        found |= {f"{name}_repeats": times[name] for name in ways}
-    for name in times.keys() - {"int8", *ways}:
-        found |= best(name, f"{name}_")
+    for name in times.keys() - {"int8"}:
+        found |= best(name, f"{name}_") | {f"{name}_repeats": times[name]}
+    for system, ways in WAYS.items():
+        ran = [name for name in ways if name in times]
+        if ran:
+            way = min(ran, key=lambda name: min(times[name]))
+            found |= best(way, f"{system}_") | {f"{system}_way": way}
     if "int8" in times:
-        found["repeats"] = times["int8"]
-        others = {"bf16"} if ways else set()
-        others |= times.keys() & {"seed", "torch_bf16"}
-        found |= {f"speedup_vs_{name}": found[f"{name}_us"] / found["us"] for name in others}
+        for name in COMPARED:
+            if f"{name}_us" in found:
+                found[f"speedup_vs_{name}"] = found[f"{name}_us"] / found["us"]
     return found
-
-
-def origin(device: jax.Device) -> dict[str, Any]:
-    """What the figures were measured on, with what, when and how."""
-    info = jax_qconv.info()
-    return {
-        "device": device.device_kind,
-        "driver": info.driver,
-        "jax": info.jax,
-        "jaxlib": info.jaxlib,
-        "cudnn": info.cudnn,
-        "jax_qconv": info.package,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "method": " ".join(timing.METHOD.split()),
-        "nominal": dataclasses.asdict(GPUS[device.device_kind]),
-        "copy_gbps": timing.copy_gbps(),
-    }
-
-
-def commit() -> str:
-    """JAX_QCONV_COMMIT, for machines that have no checkout, or this checkout's commit."""
-    if "JAX_QCONV_COMMIT" in os.environ:
-        return os.environ["JAX_QCONV_COMMIT"]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    here = pathlib.Path(__file__).parent
-    git = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    return git.stdout.strip() or "unknown"
-
-
-def write(path: pathlib.Path, results: dict[str, Any]) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(rounded(results), indent=1) + "\n")
-    os.replace(draft, path)
-
-
-def rounded(value: Any) -> Any:
-    """Figures as they are read: floats to four places."""
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """For the terminal: microseconds of each system, a line for each layer."""
-    names = [name for name in ("bf16", "torch_bf16", "seed", "xla_int8") if f"{name}_us" in rows[0]]
-    lines = [f"{'layer':28} batch  roofline      int8" + "".join(f"{n:>11}" for n in names)]
+    names = [name for name in COMPARED if any(f"{name}_us" in row for row in rows)]
+    lines = [f"{'layer':28} batch  roofline      int8" + "".join(f"{n:>16}" for n in names)]
     for row in rows:
-        keys = ["roofline_us", "us", *(f"{name}_us" for name in names)]
-        times = "".join(
-            f"{row.get(key, float('nan')):>{10 + (i > 1)}.1f}" for i, key in enumerate(keys)
-        )
-        lines.append(f"{row['name']:28} {row['batch']:5}{times}")
+        times = [row.get(key, float("nan")) for key in ("roofline_us", "us")]
+        others = [row.get(f"{name}_us", float("nan")) for name in names]
+        cells = [f"{us:>10.1f}" for us in times] + [f"{us:>16.1f}" for us in others]
+        lines.append(f"{row['name']:28} {row['batch']:5}{''.join(cells)}")
     return "\n".join(lines)
 
 
-def main() -> int | str:
+Problem = tuple[str, bool, bool, int]
+
+
+def key(row: dict[str, Any]) -> Problem:
+    """What tells a row from another."""
+    return row["name"], row["relu"], row["residual"], row["batch"]
+
+
+def problems(suites: Sequence[str], batches: Sequence[int]) -> dict[Problem, tuple[Layer, int]]:
+    """Each once, in the order in which they are measured."""
+    found: dict[Problem, tuple[Layer, int]] = {}
+    for batch in batches:
+        for layer in (_once(layer) for suite in suites for layer in NETWORKS[suite]):
+            row = dataclasses.asdict(layer) | {"name": layer.name, "batch": batch}
+            found.setdefault(key(row), (layer, batch))
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 1], help="sizes (128 1)")
     parser.add_argument(
@@ -189,31 +194,49 @@ def main() -> int | str:
         "--systems",
         nargs="+",
         choices=SYSTEMS,
-        default=["int8", "bf16", "bf16_without_graph"],
-        help="what to compare (int8 bf16 bf16_without_graph)",
+        default=DEFAULT,
+        help=f"what to compare ({' '.join(DEFAULT)})",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of layers.json")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int | str:
+    args = arguments()
     device = jax.devices()[0]
     if device.device_kind not in GPUS:
         return f"{device.device_kind} is not in GPUS of tests/bench/roofline.py: {list(GPUS)}."
     gpu = GPUS[device.device_kind]
     args.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    results = origin(device) | {"rows": rows}
-    problems: dict[tuple[Layer, int], str] = {}  # with the first network that has them
-    for suite in args.suite:
-        for batch in args.batch:
-            for layer in NETWORKS[suite]:
-                if args.layers is None or layer.name in args.layers:
-                    problems.setdefault((layer, batch), suite)
-    with tqdm(problems.items(), unit="layer") as progress:
-        for (layer, batch), suite in progress:
+    path = args.out / "layers.json"
+    head = origin(device)
+    run = {"at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    run |= {"clocks_before": clocks()}
+    results = earlier(path, head)
+    if results is None:
+        results = head | {"method": " ".join(f"{timing.METHOD} {ceilings.METHOD}".split())}
+        results |= {
+            "nominal": dataclasses.asdict(gpu),
+            **ceilings.measure(),
+            "runs": [],
+            "rows": [],
+        }
+    results["runs"].append(run)
+    rows = {key(row): row for row in results["rows"]}
+    with tqdm(problems(args.suite, args.batch).items(), unit="layer") as progress:
+        for problem, (layer, batch) in progress:
+            if args.layers is not None and layer.name not in args.layers:
+                continue
+            done = rows[problem]["systems"] if problem in rows else []
+            if set(args.systems) <= set(done):
+                continue
             progress.set_description(f"{layer.name} x{batch}")
-            rows.append({"suite": suite} | measure(layer, batch, gpu, chosen=args.systems))
-            write(args.out / "layers.json", results)
-    print(table(rows))
-    failed = [f"{row['name']} x{row['batch']}" for row in rows if not row.get("exact")]
+            chosen = [name for name in SYSTEMS if name in {*done, *args.systems}]
+            rows[problem] = measure(layer, batch, gpu, chosen=chosen)
+            run["clocks_after"] = clocks()
+            write(path, results | {"rows": list(rows.values())})
+    print(table(list(rows.values())))
+    failed = [f"{row['name']} x{row['batch']}" for row in rows.values() if not row.get("exact")]
     return f"failed or not exact: {', '.join(failed)}" if failed else 0
 
 

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import jax
-from bench.layers import commit
+from bench.record import commit
 from tqdm import tqdm
 
 from jax_qconv import _plan_store, _plans, _tune, _tuning

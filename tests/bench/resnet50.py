@@ -1,8 +1,9 @@
-"""Time the whole of ResNet-50 on this GPU: int8 by jax_qconv, JAX in bf16, PyTorch.
+"""Time the whole of ResNet-50 on this GPU: int8 by jax_qconv, JAX in bf16, PyTorch, others.
 
-    python tests/bench/resnet50.py --batch 128 1 --out tests/bench/results/h200
+    python tests/bench/resnet50.py --batch 128 1 --out tests/bench/results/h100
 
-Random weights, real shapes. Writes resnet50.json with every sample.
+Random weights, real shapes. Writes resnet50.json with every sample, again after each group of
+systems, and goes on from one of the same commit, versions and device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 if __name__ == "__main__":
@@ -26,128 +27,45 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench import resnet50_torch
-from bench.layers import origin, write
-from bench.resnet50_net import CLASSES, CONVS, forward
+from bench import resnet50_jax, resnet50_torch
+from bench.record import clocks, earlier, error_text, origin, write
+from bench.resnet50_jax import OUT_SCALE, images
+from bench.resnet50_net import CLASSES
 from bench.timing import GRAPH
 
-import jax_qconv
-
 CALLS, REPEATS = 20, 7
-OUT_SCALE = 0.05
 
 METHOD = f"""\
 ms is the wall clock around {CALLS} forward passes, dispatched one after another on the same input,
-over their number: the least of {REPEATS} repeats, which take turns with those of the other systems.
-host_us is the time until such a call returns. exact: at batch 2 all outputs are bit for bit those
-of implementation='reference'."""
-
-
-def int8_net(rng: np.random.Generator) -> tuple[Any, Any]:
-    """int8 between all layers, as a user would write it: bound packs, residuals as QTensors."""
-    packed = {}
-    for conv in CONVS:
-        shape = (conv.kernel, conv.kernel, conv.c, conv.k)
-        packed[conv.name] = jax_qconv.prepack(
-            rng.normal(0, conv.taps**-0.5, shape).astype(np.float32),
-            rng.normal(0, 0.3, conv.k).astype(np.float32),
-            strides=conv.stride,
-            padding=conv.kernel // 2,
-        ).bind(
-            x_scale=OUT_SCALE,
-            out_scale=OUT_SCALE,
-            residual_scale=OUT_SCALE if conv.residual else None,
-            activation="relu" if conv.relu else None,
-        )
-    dense = jnp.asarray(rng.normal(0, 0.02, (2048, CLASSES)), jnp.bfloat16)
-
-    def run(params: Any, x: jax.Array, **engine: Any) -> jax.Array:
-        packed, dense = params
-
-        def pool(q: jax_qconv.QTensor) -> jax_qconv.QTensor:
-            return jax_qconv.QTensor(_max_pool(q.values, np.int8(-128)), q.scale, None, q.channels)
-
-        def head(q: jax_qconv.QTensor) -> jax.Array:
-            means = q.values.astype(jnp.int32).sum((1, 2)).astype(jnp.float32) * (OUT_SCALE / 49)
-            return means.astype(jnp.bfloat16) @ dense
-
-        def conv(name: str, q: Any, residual: Any = None) -> jax_qconv.QTensor:
-            return jax_qconv.qconv(q, packed[name], residual=residual, **engine)
-
-        return forward(x, conv, pool, head)
-
-    return run, (packed, dense)
-
-
-def bf16_net(rng: np.random.Generator, *, space_to_depth: bool) -> Any:
-    """JAX's convolutions; biases, ReLU and residuals as a user would write them."""
-    params = {}
-    for conv in CONVS:
-        shape = (conv.k, conv.kernel, conv.kernel, conv.c)  # OHWI, which XLA needn't transpose
-        weight = jnp.asarray(rng.normal(0, conv.taps**-0.5, shape), jnp.bfloat16)
-        params[conv.name] = weight, jnp.asarray(rng.normal(0, 0.3, conv.k), jnp.bfloat16)
-    dense = jnp.asarray(rng.normal(0, 0.02, (2048, CLASSES)), jnp.bfloat16)
-    by_name = {conv.name: conv for conv in CONVS}
-
-    def run(params: Any, x: jax.Array) -> jax.Array:
-        params, dense = params
-
-        def convolve(x: jax.Array, weight: jax.Array, stride: int, pad: int) -> jax.Array:
-            return jax.lax.conv_general_dilated(
-                x,
-                weight,
-                (stride, stride),
-                ((pad, pad), (pad, pad)),
-                dimension_numbers=("NHWC", "OHWI", "NHWC"),
-            )
-
-        def conv(name: str, x: jax.Array, residual: Any = None) -> jax.Array:
-            weight, bias = params[name]
-            this = by_name[name]
-            if name == "stem" and space_to_depth:
-                y = convolve(*_two_by_two(x, weight), 1, 0)
-            else:
-                y = convolve(x, weight, this.stride, this.kernel // 2)
-            y = y + bias[None, None, None]
-            if residual is not None:
-                y = y + residual
-            return jax.nn.relu(y) if this.relu else y
-
-        def pool(x: jax.Array) -> jax.Array:
-            return _max_pool(x, x.dtype.type(-jnp.inf))
-
-        def head(x: jax.Array) -> jax.Array:
-            return x.mean((1, 2)) @ dense
-
-        return forward(x, conv, pool, head)
-
-    return run, (params, dense)
-
-
-def _two_by_two(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """7x7 with stride 2 as 4x4 with stride 1 on blocks of 2x2 pixels."""
-    x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-    n, h, w, c = x.shape
-    x = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    weight = jnp.pad(weight, ((0, 0), (0, 1), (0, 1), (0, 0)))
-    weight = weight.reshape(-1, 4, 2, 4, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(n, h // 2, w // 2, 4 * c), weight.reshape(-1, 4, 4, 4 * c)
-
-
-def _max_pool(x: jax.Array, least: Any) -> jax.Array:
-    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, least, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+over their number: the least of {REPEATS} repeats, which take turns with those of the other systems
+of a group; ms_median is their median, ms_spread what lies between the least and the most over it.
+int8_ms is that of int8 in the same group, which speedup_of_int8 compares with. host_us is the time
+until such a call returns. With _graph, JAX's convolutions are put into CUDA graphs too, which XLA
+leaves out by default; with _blocks, the first layer is one of 4x4 on blocks of 2x2 pixels.
+xla_int8 has int8 between all layers and the epilogues in jax.numpy, xla_int8_fused with XLA's
+experimental fusion of convolutions; qwix has float32 between them. torch_bf16_compiled is that of
+torch.compile in a CUDA graph. exact: at batch 2 all outputs are bit for bit those of
+implementation='reference'."""
 
 
 class Net:
     """A compiled network and its input."""
 
-    def __init__(self, run: Any, params: Any, x: jax.Array, *, graph: str | None) -> None:
-        options = {} if graph is None else {"xla_gpu_enable_command_buffer": graph}
+    def __init__(
+        self,
+        net: tuple[Any, Any],
+        x: jax.Array,
+        *,
+        graph: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        run, params = net
+        options = dict(options or {})
+        if graph is not None:
+            options["xla_gpu_enable_command_buffer"] = graph
         # Not compiled ahead of time: calls of jitted functions take less of the host.
         self.compiled = jax.jit(run, compiler_options=options if _on_gpu() else None)
         self.arguments = params, x
-        self.calls = 1
 
     def execute(self, times: int) -> float:
         """Microseconds of a forward pass, the mean of so many."""
@@ -173,7 +91,7 @@ def _on_gpu() -> bool:
 
 def exact(batch: int) -> bool:
     """Whether the int8 network's outputs are those of the reference, bit for bit."""
-    run, params = int8_net(np.random.default_rng(0))
+    run, params = resnet50_jax.int8_net()
     x = images(batch)
     outs = [
         jax.jit(functools.partial(run, implementation=name))(params, x)
@@ -182,53 +100,86 @@ def exact(batch: int) -> bool:
     return bool((outs[0] == outs[1]).all()) and len(np.unique(np.asarray(outs[0]))) > CLASSES // 2
 
 
-def images(batch: int) -> jax.Array:
-    """``[N, 224, 224, 3; int8]``, random."""
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.integers(-128, 128, (batch, 224, 224, 3), np.int8))
+def _int8(batch: int, *, graph: str | None) -> Net:
+    return Net(resnet50_jax.int8_net(), images(batch), graph=graph)
+
+
+def _bf16(batch: int, *, blocks: bool, graph: str | None) -> Net:
+    return Net(
+        resnet50_jax.bf16_net(blocks=blocks), images(batch).astype(jnp.bfloat16), graph=graph
+    )
+
+
+def _xla_int8(batch: int, *, fused: bool) -> Net:
+    options = {"xla_gpu_experimental_enable_conv_fusion": True} if fused else {}
+    return Net(resnet50_jax.xla_int8_net(), images(batch), graph=GRAPH, options=options)
+
+
+def _qwix(batch: int) -> Net:
+    x = images(batch).astype(jnp.float32) * OUT_SCALE
+    return Net(resnet50_jax.qwix_net(), x, graph=GRAPH)
 
 
 NETS: dict[str, Callable[[int], Any]] = {
-    "int8": lambda n: Net(*int8_net(np.random.default_rng(0)), images(n), graph=None),
-    "int8_without_graph": lambda n: Net(*int8_net(np.random.default_rng(0)), images(n), graph=""),
-    "bf16": lambda n: _bf16(n, space_to_depth=False, graph=None),
-    "bf16_graph": lambda n: _bf16(n, space_to_depth=False, graph=GRAPH),
-    "bf16_s2d": lambda n: _bf16(n, space_to_depth=True, graph=None),
-    "bf16_s2d_graph": lambda n: _bf16(n, space_to_depth=True, graph=GRAPH),
+    "int8": lambda n: _int8(n, graph=None),
+    "bf16": lambda n: _bf16(n, blocks=False, graph=None),
+    "bf16_graph": lambda n: _bf16(n, blocks=False, graph=GRAPH),
+    "bf16_blocks": lambda n: _bf16(n, blocks=True, graph=None),
+    "bf16_blocks_graph": lambda n: _bf16(n, blocks=True, graph=GRAPH),
+    "seed": lambda n: resnet50_torch.seed(n),
     "torch_bf16_graph": lambda n: resnet50_torch.bf16(n, graph=True),
     "torch_bf16": lambda n: resnet50_torch.bf16(n, graph=False),
-    "seed": lambda n: resnet50_torch.seed(n),
+    "torch_bf16_compiled": lambda n: resnet50_torch.bf16(n, graph=True, compiled=True),
+    "int8_without_graph": lambda n: _int8(n, graph=""),
+    "xla_int8": lambda n: _xla_int8(n, fused=False),
+    "xla_int8_fused": lambda n: _xla_int8(n, fused=True),
+    "qwix": lambda n: _qwix(n),
 }
-"""The systems. With ``graph``, convolutions of JAX are put into CUDA graphs too; ours are by
-default. The seed is PyTorch's quantized::conv2d, in eager mode, which is all it has."""
+"""The systems, the ones that matter most first. int8's calls are put into CUDA graphs by default.
+The seed is PyTorch's quantized::conv2d, in eager mode, which is all it has."""
+
+CORE = tuple(NETS)[:6]
+"""Timed by turns, all of them. The others take turns with int8 alone: one that takes long to
+compile keeps no result waiting."""
 
 
-def _bf16(batch: int, *, space_to_depth: bool, graph: str | None) -> Net:
-    run, params = bf16_net(np.random.default_rng(0), space_to_depth=space_to_depth)
-    return Net(run, params, images(batch).astype(jnp.bfloat16), graph=graph)
+def groups(chosen: Sequence[str], done: Sequence[str]) -> Iterator[list[str]]:
+    """What takes turns, in order, of the systems that are chosen and not done; int8 always."""
+    todo = [name for name in chosen if name not in done]
+    core = [name for name in todo if name in CORE]
+    if core:
+        yield list(dict.fromkeys(["int8", *core]))
+    for name in todo:
+        if name not in core:
+            yield ["int8", name]
 
 
-def measure(batch: int, chosen: list[str]) -> list[dict[str, Any]]:
-    """A row for each system, timed by turns."""
-    nets: dict[str, Any] = {}
-    rows = {name: {"system": name, "batch": batch} for name in chosen}
+def measure(nets: dict[str, Any], batch: int, chosen: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each system, timed by turns; ``nets`` has those that were made, and gets others."""
+    rows: dict[str, dict[str, Any]] = {name: {"system": name, "batch": batch} for name in chosen}
     for name in chosen:
+        start = time.perf_counter()
         try:
-            nets[name] = NETS[name](batch)
+            if name not in nets:
+                nets[name] = NETS[name](batch)
             nets[name].execute(3)
         except Exception as error:
             nets.pop(name, None)
-            rows[name]["error"] = f"{type(error).__name__}: {error}"[:1000]
-    samples: dict[str, list[float]] = {name: [] for name in nets}
+            rows[name]["error"] = error_text(error)
+        rows[name]["seconds_to_compile"] = time.perf_counter() - start
+    samples: dict[str, list[float]] = {name: [] for name in chosen if name in nets}
     for _ in range(REPEATS):
-        for name, net in nets.items():
-            samples[name].append(net.execute(CALLS))
+        for name, times in samples.items():
+            times.append(nets[name].execute(CALLS))
     for name, times in samples.items():
-        ms = min(times) / 1e3
-        rows[name] |= {"ms": ms, "ms_median": statistics.median(times) / 1e3}
-        rows[name] |= {"images_per_s": batch / ms * 1e3, "samples_us": times}
+        ms, median = min(times) / 1e3, statistics.median(times) / 1e3
+        rows[name] |= {"ms": ms, "ms_median": median, "images_per_s": batch / ms * 1e3}
+        rows[name] |= {"ms_spread": max(times) / 1e3 / median - ms / median, "samples_us": times}
         if isinstance(nets[name], Net):
             rows[name]["host_us"] = nets[name].host_us(CALLS)
+        if name != "int8" and "int8" in samples:
+            int8_ms = min(samples["int8"]) / 1e3
+            rows[name] |= {"int8_ms": int8_ms, "speedup_of_int8": ms / int8_ms}
     return list(rows.values())
 
 
@@ -239,16 +190,30 @@ def main() -> int | str:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of resnet50.json")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    results = origin(jax.devices()[0]) | {"exact": exact(2), "rows": rows}
-    results["method"] = " ".join(METHOD.split())
+    path = args.out / "resnet50.json"
+    head = origin(jax.devices()[0])
+    results = earlier(path, head)
+    if results is None:
+        results = head | {"method": " ".join(METHOD.split()), "clocks_before": clocks()}
+        results |= {"exact": exact(2), "rows": []}
+    rows = {(row["batch"], row["system"]): row for row in results["rows"]}
     for batch in args.batch:
-        rows += measure(batch, args.systems)
-        write(args.out / "resnet50.json", results)
-    for row in rows:
-        figure = f"{row['ms']:9.3f} ms {row['images_per_s']:9.0f} images/s" if "ms" in row else ""
-        print(f"{row['system']:20} x{row['batch']:<4} {figure} {row.get('error', '')[:100]}")
+        done = [name for size, name in rows if size == batch]
+        nets: dict[str, Any] = {}
+        for group in groups([n for n in NETS if n in args.systems], done):
+            for row in measure(nets, batch, group):
+                rows.setdefault((batch, row["system"]), row)
+                print(line(row), flush=True)
+            nets = {name: net for name, net in nets.items() if name == "int8"}
+            results |= {"rows": list(rows.values()), "clocks_after": clocks()}
+            write(path, results)
     return 0 if results["exact"] else "the int8 network differs from the reference"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
+    figure = f"{row['ms']:9.3f} ms {row['images_per_s']:9.0f} images/s" if "ms" in row else ""
+    return f"{row['system']:20} x{row['batch']:<4} {figure} {row.get('error', '')[:100]}"
 
 
 if __name__ == "__main__":

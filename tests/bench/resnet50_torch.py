@@ -36,8 +36,8 @@ class Net:
         return (time.perf_counter() - start) * 1e6 / times
 
 
-def bf16(batch: int, *, graph: bool) -> Net:
-    """channels_last, with cuDNN's benchmark mode."""
+def bf16(batch: int, *, graph: bool, compiled: bool = False) -> Net:
+    """channels_last, with cuDNN's benchmark mode; ``compiled`` by torch.compile."""
     import torch
     from torch.nn import functional as f
 
@@ -60,12 +60,12 @@ def bf16(batch: int, *, graph: bool) -> Net:
         y = y if residual is None else y.add_(residual)
         return y.relu_() if this.relu else y
 
-    return Net(
-        lambda: forward(
+    def run() -> Any:
+        return forward(
             x, conv, lambda v: f.max_pool2d(v, 3, 2, 1), lambda v: v.mean((2, 3)) @ dense
-        ),
-        graph=graph,
-    )
+        )
+
+    return Net(torch.compile(run, dynamic=False) if compiled else run, graph=graph)
 
 
 def seed(batch: int) -> Net:

@@ -9,7 +9,6 @@ warm with JAX's own cache of compiled programs too. Writes startup.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
@@ -22,10 +21,10 @@ if __name__ == "__main__":
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 FIRST_RESULT = """
-import jax, numpy as np
-from bench import resnet50
-run, params = resnet50.int8_net(np.random.default_rng(0))
-jax.block_until_ready(jax.jit(run)(params, resnet50.images(1)))
+import jax
+from bench import resnet50_jax
+run, params = resnet50_jax.int8_net()
+jax.block_until_ready(jax.jit(run)(params, resnet50_jax.images(1)))
 """
 
 
@@ -56,11 +55,11 @@ def main() -> None:
         found["warm_with_programs"] = seconds(plans | programs)
     # Only now: a process that holds the GPU's memory is in the way of the others.
     import jax
-    from bench.layers import origin
+    from bench.record import origin, write
 
     results = origin(jax.devices()[0]) | {"seconds": found, "method": " ".join(__doc__.split())}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "startup.json").write_text(json.dumps(results, indent=1) + "\n")
+    write(out / "startup.json", results)
     print(found)
 
 

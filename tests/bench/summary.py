@@ -1,7 +1,7 @@
-"""Merge the JSON files of a folder into one flat summary.json: layers, gpu_tests, and what there is
-of resnet50, startup and model.
+"""Merge the JSON files of a folder into one flat summary.json: layers, and what there is of
+gpu_tests, resnet50, startup and model.
 
-python tests/bench/summary.py tests/bench/results/h200
+python tests/bench/summary.py tests/bench/results/h100
 """
 
 from __future__ import annotations
@@ -10,11 +10,42 @@ import argparse
 import json
 import math
 import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 ORIGIN = ("device", "driver", "jax", "jaxlib", "cudnn", "jax_qconv", "commit", "date", "copy_gbps")
-"""Taken from layers.json as they are."""
+"""Taken from layers.json as they are, as is int8_tops where it was measured."""
+
+COMPARED = {
+    "bf16": "jax_bf16",
+    "seed": "seed",
+    "torch_bf16": "torch_bf16",
+    "xla_int8": "xla_int8",
+    "xla_int8_fused": "xla_int8_fused",
+    "qwix": "qwix",
+}
+"""What int8 is compared with: its name in rows, and in the summary."""
+
+WAYS = ("", "_graph", "_blocks", "_blocks_graph", "_compiled")
+"""What follows a system's name in resnet50.json; the fastest of its ways counts."""
+
+FILES = ("gpu_tests", "resnet50", "startup", "model")
+"""That may be there beside layers.json."""
+
+TARGETS = (
+    "layers.b128.geomean_over_roofline",
+    "layers.b128.geomean_speedup_vs_jax_bf16",
+    "layers.b128.min_speedup_vs_jax_bf16",
+    "layers.b128.geomean_speedup_vs_seed",
+    "layers.b1.geomean_speedup_vs_jax_bf16",
+    "resnet50.b128.images_per_s",
+    "resnet50.b128.speedup_vs_jax_bf16",
+    "resnet50.b1.ms",
+)
+"""The figures that there are targets for."""
+
+Rows = list[dict[str, Any]]
 
 
 def geomean(values: Sequence[float]) -> float:
@@ -22,17 +53,17 @@ def geomean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
-def summarise(layers: dict[str, Any], gpu_tests: dict[str, Any], **more: Any) -> dict[str, Any]:
+def summarise(layers: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The figures under flat keys such as ``layers.b128.256x14x14_3x3.us``.
 
     Args:
-        layers, gpu_tests: what the files hold.
-        more: that of resnet50.json, startup.json, model.json, where they exist.
+        layers: what layers.json holds.
+        more: that of `FILES`, where they exist.
 
     Raises:
         ValueError: if they come from different GPUs or versions.
     """
-    for file, found in {"gpu_tests": gpu_tests, **more}.items():
+    for file, found in more.items():
         for name in ("device", "jax", "cudnn"):
             if layers[name] != found.get(name, layers[name]):
                 raise ValueError(
@@ -40,14 +71,25 @@ def summarise(layers: dict[str, Any], gpu_tests: dict[str, Any], **more: Any) ->
                     "run both again in one environment."
                 )
     summary = {name: layers[name] for name in ORIGIN}
-    for name in ("passed", "failed", "error", "skipped", "elements_compared"):
-        summary[f"gpu_tests.{name}"] = gpu_tests[name]
-    resnet50 = [row for row in layers["rows"] if row.get("suite", "resnet50") == "resnet50"]
-    for batch in sorted({row["batch"] for row in resnet50}):
-        rows = [row for row in resnet50 if row["batch"] == batch]
-        plain = _plain(layers["rows"], batch)
-        figures = _of_batch(rows) | _over_roofline(plain, layers)
-        summary |= {f"layers.b{batch}.{name}": value for name, value in figures.items()}
+    if layers.get("int8_tops") is not None:
+        summary["int8_tops"] = layers["int8_tops"]
+    summary |= _clocks(layers.get("runs", []))
+    if "gpu_tests" in more:
+        for name in ("passed", "failed", "error", "skipped", "elements_compared"):
+            summary[f"gpu_tests.{name}"] = more["gpu_tests"][name]
+    for suite in sorted({suite for row in layers["rows"] for suite in _suites(row)}):
+        of_suite = [row for row in layers["rows"] if suite in _suites(row)]
+        for batch in sorted({row["batch"] for row in of_suite}):
+            rows = [row for row in of_suite if row["batch"] == batch]
+            if suite == "resnet50":
+                key, against_roofline = f"layers.b{batch}", plain(layers["rows"], batch)
+            else:
+                key, against_roofline = f"suites.{suite}.b{batch}", rows
+            figures = _of_rows(rows) | _over_roofline(against_roofline, layers)
+            figures |= _of_each(rows) if suite == "resnet50" else {}
+            summary |= {f"{key}.{name}": value for name, value in figures.items()}
+    for name in ("elements_compared", "elements_wrong"):
+        summary[f"programs.{name}"] = sum(row.get(name, 0) for row in layers["rows"])
     if "resnet50" in more:
         summary |= _of_network(more["resnet50"])
     if "startup" in more:
@@ -59,60 +101,70 @@ def summarise(layers: dict[str, Any], gpu_tests: dict[str, Any], **more: Any) ->
     return summary
 
 
-def _plain(rows: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+def _suites(row: dict[str, Any]) -> list[str]:
+    """The networks of a row; the first files had ResNet-50 alone."""
+    return row.get("suites", ["resnet50"])
+
+
+def _clocks(runs: Rows) -> dict[str, Any]:
+    """The least and the most that was seen of the clock, before and after each run."""
+    seen = [run.get(when, {}) for run in runs for when in ("clocks_before", "clocks_after")]
+    sm = [clocks["sm_mhz"] for clocks in seen if "sm_mhz" in clocks]
+    return {"clocks.min_sm_mhz": min(sm), "clocks.max_sm_mhz": max(sm)} if sm else {}
+
+
+def plain(rows: Rows, batch: int) -> Rows:
     """Those of ResNet-50 without a residual, and without the first layer."""
-    plain = {
-        row["name"]: row
-        for suite in ("resnet50", "resnet50_plain")
-        for row in rows
-        if row.get("suite", "resnet50") == suite and row["batch"] == batch
-    }
-    return [row for row in plain.values() if row.get("c") != 3 and not row.get("residual")]
+    of_resnet50 = [row for row in rows if {"resnet50", "resnet50_plain"} & {*_suites(row)}]
+    return [
+        row
+        for row in of_resnet50
+        if row["batch"] == batch and row.get("c") != 3 and not row.get("residual")
+    ]
 
 
-def _over_roofline(rows: list[dict[str, Any]], layers: dict[str, Any]) -> dict[str, Any]:
-    """How many times the roofline the layers take: that of nominal speeds, and with the bandwidth
-    that a copy reached in the same run."""
+def reached_us(row: dict[str, Any], layers: dict[str, Any]) -> float:
+    """The roofline of a row by what a copy and a matrix product reached in the same run."""
+    ops = (layers.get("int8_tops") or layers["nominal"]["ops"] / 1e12) * 1e12
+    return max(row["ops"] / ops, row["bytes"] / layers["copy_gbps"] / 1e9) * 1e6
+
+
+def _over_roofline(rows: Rows, layers: dict[str, Any]) -> dict[str, Any]:
+    """How many times the roofline the layers take: that of nominal speeds, and of reached ones."""
     timed = [row for row in rows if "us" in row and "ops" in row]
     if not timed:
         return {}
-    reached = [
-        max(row["ops"] / layers["nominal"]["ops"], row["bytes"] / layers["copy_gbps"] / 1e9) * 1e6
-        for row in timed
-    ]
+    nominal = [row["us"] / row["roofline_us"] for row in timed]
+    reached = [row["us"] / reached_us(row, layers) for row in timed]
     return {
         "over_roofline_layers": len(timed),
-        "geomean_over_roofline": round(geomean([r["us"] / r["roofline_us"] for r in timed]), 4),
-        "geomean_over_reached_roofline": round(
-            geomean([row["us"] / us for row, us in zip(timed, reached, strict=True)]), 4
-        ),
+        "geomean_over_roofline": round(geomean(nominal), 4),
+        "geomean_over_reached_roofline": round(geomean(reached), 4),
     }
 
 
 def _of_network(resnet50: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {"resnet50.exact": resnet50["exact"]}
     for batch in sorted({row["batch"] for row in resnet50["rows"]}):
-        ms = {r["system"]: r["ms"] for r in resnet50["rows"] if r["batch"] == batch and "ms" in r}
+        rows = {row["system"]: row for row in resnet50["rows"] if row["batch"] == batch}
+        timed = {name: row for name, row in rows.items() if "ms" in row}
         key = f"resnet50.b{batch}"
-        figures |= {f"{key}.{name}_ms": value for name, value in ms.items() if name != "int8"}
-        if "int8" in ms:
-            figures |= {f"{key}.ms": ms["int8"], f"{key}.images_per_s": batch / ms["int8"] * 1e3}
-            jax_bf16 = [value for name, value in ms.items() if name.startswith("bf16")]
-            for name, others in {
-                "jax_bf16": jax_bf16,
-                "torch_bf16": [v for n, v in ms.items() if n.startswith("torch_bf16")],
-                "seed": [ms["seed"]] if "seed" in ms else [],
-            }.items():
-                if others:
-                    figures[f"{key}.speedup_vs_{name}"] = round(min(others) / ms["int8"], 4)
-        for row in resnet50["rows"]:
-            if row["batch"] == batch and row["system"].startswith("int8") and "host_us" in row:
-                figures[f"{key}.{row['system']}_host_us"] = row["host_us"]
+        for name, row in timed.items():
+            own = key if name == "int8" else f"{key}.{name}"
+            separator = "." if name == "int8" else "_"
+            figures |= {f"{own}{separator}{k}": row[k] for k in ("ms", "images_per_s")}
+            if name.startswith("int8") and "host_us" in row:
+                figures[f"{key}.{name}_host_us"] = row["host_us"]
+        for name, other in COMPARED.items():
+            ways = [timed[f"{name}{way}"] for way in WAYS if f"{name}{way}" in timed]
+            speedups = [row["speedup_of_int8"] for row in ways if "speedup_of_int8" in row]
+            if speedups:
+                figures[f"{key}.speedup_vs_{other}"] = round(min(speedups), 4)
     return figures
 
 
-def _of_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over all rows, means over those in which both systems ran, then each row's own."""
+def _of_rows(rows: Rows) -> dict[str, Any]:
+    """Counts over all rows, means over those in which both systems ran."""
     speedups = [row["speedup_vs_bf16"] for row in rows if "speedup_vs_bf16" in row]
     figures: dict[str, Any] = {
         "layers": len(rows),
@@ -121,25 +173,31 @@ def _of_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "elements_compared": sum(row.get("elements_compared", 0) for row in rows),
         "elements_wrong": sum(row.get("elements_wrong", 0) for row in rows),
     }
-    for name in ("bf16", "seed", "torch_bf16"):
+    spreads = [row["us_spread"] for row in rows if "us_spread" in row]
+    if spreads:
+        figures["median_spread"] = round(statistics.median(spreads), 4)
+    for name, other in COMPARED.items():
         found = [row[f"speedup_vs_{name}"] for row in rows if f"speedup_vs_{name}" in row]
         if found:
-            other = "jax_bf16" if name == "bf16" else name
             figures[f"geomean_speedup_vs_{other}"] = round(geomean(found), 4)
             figures[f"min_speedup_vs_{other}"] = min(found)
-    kept = {"us": "us", "bf16_us": "jax_bf16_us", "speedup_vs_bf16": "speedup_vs_jax_bf16"}
-    kept |= {"seed_us": "seed_us", "speedup_vs_seed": "speedup_vs_seed"}
-    kept |= {name: name for name in ("roofline_us", "share_of_roofline")}
-    for row in rows:
-        figures |= {f"{row['name']}.{to}": row[name] for name, to in kept.items() if name in row}
     return figures
+
+
+def _of_each(rows: Rows) -> dict[str, Any]:
+    """Each row's own figures."""
+    kept = {name: name for name in ("us", "us_median", "roofline_us", "share_of_roofline")}
+    for name, other in COMPARED.items():
+        kept |= {f"{name}_us": f"{other}_us", f"speedup_vs_{name}": f"speedup_vs_{other}"}
+    return {
+        f"{row['name']}.{to}": row[name] for row in rows for name, to in kept.items() if name in row
+    }
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """The files of a folder that `summarise` takes."""
-    names = ("layers", "gpu_tests", "resnet50", "startup", "model")
-    files = {name: folder / f"{name}.json" for name in names}
-    found = {name: path for name, path in files.items() if path.exists() or name in names[:2]}
+    files = {name: folder / f"{name}.json" for name in ("layers", *FILES)}
+    found = {name: path for name, path in files.items() if path.exists() or name == "layers"}
     return {name: json.loads(path.read_text()) for name, path in found.items()}
 
 
@@ -147,7 +205,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path, help="of the JSON files")
     folder = parser.parse_args().folder
-    (folder / "summary.json").write_text(json.dumps(summarise(**read(folder)), indent=1) + "\n")
+    summary = summarise(**read(folder))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    for name in TARGETS:
+        print(f"{name:45} {summary.get(name, 'not measured')}")
 
 
 if __name__ == "__main__":

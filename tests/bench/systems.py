@@ -24,7 +24,7 @@ class System:
         call: (shared, x, weights, residual or None) to the output.
         shared: what all calls have in common, such as scales and bias; a pytree.
         own: x, weights and residual or None, of which each call is to have a copy of its own.
-        target: how the name of the custom call begins that a GPU makes of each call.
+        target: how the name of the custom call or fusion begins that a GPU makes of each call.
         graph: whether XLA may put all calls into CUDA graphs, convolutions included, or none.
         options: more of the compiler's.
     """
@@ -105,16 +105,53 @@ def bf16(data: Data, *, graph: bool) -> System:
     """JAX's convolution in bfloat16 of the same integers, the rest as a user would write it."""
     layer = data.layer
     x, weight, bias, residual = (
-        None if v is None else v.astype(jnp.bfloat16) for v in (*_unpadded(data), data.residual)
+        None if v is None else v.astype(jnp.bfloat16) for v in (*unpadded(data), data.residual)
     )
 
     def call(bias: Any, x: Any, weight: Any, residual: Any) -> jax.Array:
-        y = _convolve(layer, x, weight) + bias[None, None, None]
+        y = _convolve_layer(layer, x, weight) + bias[None, None, None]
         if residual is not None:
             y = y + residual
         return jax.nn.relu(y) if layer.relu else y
 
     return System(call, bias, (x, weight, residual), target="__cudnn$conv", graph=graph)
+
+
+def bf16_blocks(data: Data) -> System:
+    """The same for a first layer of 7x7 with stride 2: as 4x4 on blocks of 2x2 pixels.
+
+    The input comes as pixels, the weights as blocks.
+    """
+    system = bf16(data, graph=True)
+    x, weight, residual = system.own
+
+    def call(bias: Any, x: Any, weight: Any, residual: Any) -> jax.Array:
+        y = convolve(blocks_of_pixels(x), weight) + bias[None, None, None]
+        return jax.nn.relu(y) if data.layer.relu else y
+
+    return dataclasses.replace(system, call=call, own=(x, blocks_of_taps(weight), residual))
+
+
+def has_blocks(layer: Layer) -> bool:
+    """Whether a layer is one of those first ones."""
+    return (layer.c, layer.r, layer.s, layer.stride, layer.residual) == (3, 7, 7, 2, False)
+
+
+def blocks_of_pixels(x: jax.Array) -> jax.Array:
+    """``[N, H, W, C]`` padded and in blocks of 2x2 pixels, for the weights of `blocks_of_taps`."""
+    # Where a size is odd, one row more, which only taps of zero read.
+    x = jnp.pad(x, ((0, 0), (3, 3 + x.shape[1] % 2), (3, 3 + x.shape[2] % 2), (0, 0)))
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, h // 2, w // 2, 4 * c)
+
+
+def blocks_of_taps(weight: jax.Array) -> jax.Array:
+    """``[K, 7, 7, C]`` as ``[K, 4, 4, 4 * C]``."""
+    weight = jnp.pad(weight, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    k, _, _, c = weight.shape
+    weight = weight.reshape(k, 4, 2, 4, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return weight.reshape(k, 4, 4, 4 * c)
 
 
 def xla_int8(data: Data, *, fused: bool = False) -> System:
@@ -123,39 +160,74 @@ def xla_int8(data: Data, *, fused: bool = False) -> System:
     With ``fused``, XLA's experimental fusion of convolutions is asked for.
     """
     options = {"xla_gpu_experimental_enable_conv_fusion": True} if fused else {}
+    target = "__cudnn$fusion" if fused else "__cudnn$conv"
     layer = data.layer
-    x, weight, _ = _unpadded(data)
+    x, weight, _ = unpadded(data)
 
     def call(constants: Any, x: Any, weight: Any, residual: Any) -> jax.Array:
-        acc = _convolve(layer, x, weight, preferred_element_type=jnp.int32)
-        m, b = (v[None, None, None, : layer.k] for v in (constants.m, constants.b))
-        y = acc.astype(jnp.float32) * m + b
-        if residual is not None:
-            y = y + residual.astype(jnp.float32) * constants.m_r
-        if layer.relu:
-            y = jax.nn.relu(y)
-        return jnp.clip(jnp.round(y), -128, 127).astype(jnp.int8)
+        acc = _convolve_layer(layer, x, weight, preferred_element_type=jnp.int32)
+        y = acc.astype(jnp.float32) * constants.m[None, None, None, : layer.k]
+        return _to_int8(layer, y, constants, residual)
 
     constants = data.packed.binding.constants
     own = (x, weight, data.residual)
-    return System(call, constants, own, target="__cudnn$conv", options=options)
+    return System(call, constants, own, target=target, options=options)
 
 
-def _unpadded(data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
+def qwix(data: Data) -> System:
+    """The convolution of the package qwix on quantised arrays, with the rest as `xla_int8` has it.
+
+    Raises:
+        ImportError: if it isn't installed.
+    """
+    import qwix
+
+    layer, constants = data.layer, data.packed.binding.constants
+    x, weight, _ = unpadded(data)
+
+    def call(constants: Any, x: Any, weight: Any, residual: Any) -> jax.Array:
+        scales = jnp.ones((1, 1, 1, 1), jnp.float32), constants.m[: layer.k, None, None, None]
+        operands = map(qwix.QArray, (x, weight), scales)
+        # It multiplies integers with floats.
+        with jax.numpy_dtype_promotion("standard"):
+            y = _convolve_layer(layer, *operands, convolution=qwix.conv_general_dilated)
+        return _to_int8(layer, y, constants, residual)
+
+    return System(call, constants, (x, weight, data.residual), target="__cudnn$conv")
+
+
+def _to_int8(layer: Layer, y: jax.Array, constants: Any, residual: jax.Array | None) -> jax.Array:
+    """What follows the scaled accumulator, in jax.numpy."""
+    y = y + constants.b[None, None, None, : layer.k]
+    if residual is not None:
+        y = y + residual.astype(jnp.float32) * constants.m_r
+    if layer.relu:
+        y = jax.nn.relu(y)
+    return jnp.clip(jnp.round(y), -128, 127).astype(jnp.int8)
+
+
+def unpadded(data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x, weights (OHWI) and bias without padded channels."""
     weight, _, bias = jax_qconv.unpack(data.packed, layout="OHWI")
     return data.x[..., : data.layer.c], weight, bias
 
 
-def _convolve(layer: Layer, x: Any, weight: Any, **kwargs: Any) -> jax.Array:
-    # OHWI, because XLA transposes HWIO weights in each call.
-    return jax.lax.conv_general_dilated(
-        x,
-        weight,
-        window_strides=(layer.stride, layer.stride),
-        padding=layer.padding,
-        dimension_numbers=("NHWC", "OHWI", "NHWC"),
-        **kwargs,
+def _convolve_layer(layer: Layer, x: Any, weight: Any, **kwargs: Any) -> jax.Array:
+    return convolve(x, weight, stride=layer.stride, padding=layer.padding, **kwargs)
+
+
+def convolve(
+    x: Any,
+    weight: Any,
+    *,
+    stride: int = 1,
+    padding: Any = ((0, 0), (0, 0)),
+    convolution: Callable[..., jax.Array] = jax.lax.conv_general_dilated,
+    **kwargs: Any,
+) -> jax.Array:
+    """NHWC and OHWI, because XLA transposes HWIO weights in each call."""
+    return convolution(
+        x, weight, (stride, stride), padding, dimension_numbers=("NHWC", "OHWI", "NHWC"), **kwargs
     )
 
 

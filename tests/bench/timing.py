@@ -15,7 +15,10 @@ ROUND_BYTES = 120e6
 """What a round touches at least: twice the 60 MB of an H200's L2 cache."""
 
 MIN_CALLS = 16
-"""Of a round."""
+"""Of a round, unless it touches more than `MOST_BYTES`."""
+
+MOST_BYTES = 2e9
+"""Of a round: the systems of a layer are in memory together, and large layers need few calls."""
 
 PROGRAM_SECONDS = 4e-3
 """Of an execution, if calls take no longer than the caller says."""
@@ -32,18 +35,22 @@ GRAPH = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTI
 METHOD = f"""\
 us is the wall clock around {EXECUTIONS} executions of one XLA program over the number of calls in
 them: the least of {REPEATS} repeats, which take turns with those of the other systems; us_median is
-their median. A program is a loop of rounds of calls (calls and rounds are those of the int8
-program). Each call of a round has its own input, weights, residual and output, and a round touches
-{ROUND_BYTES / 1e6:.0f} MB or more, twice the L2 cache, so that none of them is found there; the
-data are random. The calls of a round run one after another in one CUDA graph, JAX's convolutions
-too, which XLA leaves out by default (xla_gpu_enable_command_buffer); the counter of rounds is one
-more kernel in it. Bias, residual and ReLU are part of every system. bf16_us is JAX in bfloat16,
-with a CUDA graph or without, whichever is faster (bf16_graph); its weights are OHWI, as XLA
-transposes HWIO ones in each call. xla_int8_us is JAX's own int8 convolution with the same epilogue
-in jax.numpy. roofline_us is the larger of operations over nominal int8 peak and bytes over nominal
-memory bandwidth, channels unpadded, everything read and written once. copy_gbps is what a kernel
-reached that reads and writes 2 GiB. exact: all elements of the outputs of all int8 calls of a round
-equal those of implementation='reference' on the same GPU."""
+their median, us_spread what lies between the least and the most over it. A program is a loop of
+rounds of calls (calls and rounds are those of the int8 program). Each call of a round has its own
+input, weights, residual and output, and a round touches {ROUND_BYTES / 1e6:.0f} MB or more, twice
+the L2 cache, so that none of them is found there; the data are random. The calls of a round run one
+after another in one CUDA graph, JAX's convolutions too, which XLA leaves out by default
+(xla_gpu_enable_command_buffer); the counter of rounds is one more kernel in it. All systems get the
+same integers; bias, residual and ReLU are part of each. bf16_us is JAX in bfloat16, with a CUDA
+graph or without, the 7x7 layer also as 4x4 on blocks of 2x2 pixels, whichever is fastest
+(bf16_way); its weights are OHWI, as XLA transposes HWIO ones in each call. xla_int8 is JAX's own
+int8 convolution with the same epilogue in jax.numpy, xla_int8_fused with XLA's experimental fusion
+of convolutions, qwix with that package's convolution. torch_bf16 is PyTorch in eager mode,
+torch_bf16_graph in a CUDA graph, torch_bf16_compiled that of torch.compile; seed is PyTorch's
+quantized::conv2d, in eager mode, which is all it has. roofline_us is the larger of operations over
+nominal int8 peak and bytes over nominal memory bandwidth, channels unpadded, everything read and
+written once. exact: all elements of the outputs of all int8 calls of a round equal those of
+implementation='reference' on the same GPU."""
 
 
 class Program:
@@ -74,11 +81,11 @@ class Program:
         """
         leaves = [*jax.tree.leaves(system.own), system.output]
         nbytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-        calls = max(math.ceil(ROUND_BYTES / nbytes), MIN_CALLS)
+        calls = calls_of_round(nbytes)
         rounds = math.ceil(PROGRAM_SECONDS * 1e6 / (calls * least_us))
         program = cls(system, calls=calls, rounds=rounds)
         (device,) = program.outs[0].devices()
-        found = program.hlo.count(f'custom_call_target="{system.target}')
+        found = count_calls(program.hlo, system.target)
         if device.platform == "gpu" and found != calls:
             raise RuntimeError(f"{calls} calls became {found} of {system.target}.")
         program.execute(1)
@@ -91,6 +98,16 @@ class Program:
             self.outs = self.compiled(self.outs, *self.inputs)
         jax.block_until_ready(self.outs)
         return (time.perf_counter() - start) * 1e6 / (times * self.rounds * self.calls)
+
+
+def calls_of_round(nbytes: float) -> int:
+    """How many, if each touches so many bytes."""
+    return max(math.ceil(ROUND_BYTES / nbytes), min(MIN_CALLS, int(MOST_BYTES / nbytes)), 2)
+
+
+def count_calls(hlo: str, target: str) -> int:
+    """Custom calls, or fusions that one kernel of cuDNN computes."""
+    return sum(hlo.count(f'{key}"{target}') for key in ("custom_call_target=", '"kind":'))
 
 
 def lower(system: System, rounds: int, outs: Any, shared: Any, sets: Any) -> jax.stages.Lowered:
@@ -131,18 +148,3 @@ def by_turns(programs: dict[str, Program]) -> dict[str, list[float]]:
         for name, program in programs.items():
             times[name].append(program.execute(EXECUTIONS))
     return times
-
-
-def copy_gbps(nbytes: int = 2**31, times: int = 20) -> float:
-    """GB/s, read and written, of a kernel that passes over so many bytes."""
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def increment(values: jax.Array) -> jax.Array:
-        return values + jnp.uint32(1)
-
-    values = increment(jnp.zeros(nbytes // 4, jnp.uint32)).block_until_ready()
-    start = time.perf_counter()
-    for _ in range(times):
-        values = increment(values)
-    values.block_until_ready()
-    return 2 * nbytes * times / (time.perf_counter() - start) / 1e9
