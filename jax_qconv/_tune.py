@@ -15,8 +15,8 @@ from jax_qconv._collect import problems_of
 from jax_qconv._conv import qconv
 from jax_qconv._networks import Layer
 from jax_qconv._pack import prepack
-from jax_qconv._quantize import QTensor
 from jax_qconv._problem import Problem
+from jax_qconv._quantize import QTensor
 from jax_qconv._tuning import Tuned
 
 

@@ -77,7 +77,8 @@ def tune_problems(
     tasks = []
     for text, problem in by_text.items():
         names = list(_plan_model.rank(problem, target.compute_capability))
-        few = None if candidates == "all" or not names else names[: candidates or CANDIDATES]
+        count = CANDIDATES if candidates is None else candidates
+        few = names[:count] if names and isinstance(count, int) else None
         tasks.append(Task(text, few))
     for task, result in search(tasks, device=device, workers=workers):
         problem = by_text[task.problem]
@@ -263,7 +264,7 @@ class _Crew:
             self.busy.remove(worker)
             self.idle.append(worker)
             self._leave_gpu(worker)
-            yield task, message.get("ranking", message.get("error"))
+            yield task, message["ranking"] if "ranking" in message else str(message["error"])
 
     def _lose(self, worker: _Worker, how: str) -> tuple[Task, _Lost]:
         worker.end()

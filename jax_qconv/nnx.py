@@ -9,8 +9,8 @@ import jax
 from jax import lax
 
 from jax_qconv._activation import Activation
-from jax_qconv._conv import qconv
 from jax_qconv._binding import resolve_out_dtype
+from jax_qconv._conv import qconv
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._quantize import QTensor
 

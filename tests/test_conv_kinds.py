@@ -78,9 +78,7 @@ def test_space_to_depth(case):
 @pytest.mark.parametrize("merge", [1, 2, 4, 8])
 @pytest.mark.parametrize("zero_points", [(), ("x",)], ids=["symmetric", "zero-point"])
 def test_merged_groups_give_the_same_bytes(merge, zero_points):
-    geometry = Geometry(
-        (2, 6, 6, 128), (128, 3, 3, 16), padding="SAME", pads="SAME", groups=8
-    )
+    geometry = Geometry((2, 6, 6, 128), (128, 3, 3, 16), padding="SAME", pads="SAME", groups=8)
     case = Case(geometry, zero_points=zero_points, pack=(("merge_groups", merge),))
     check(case)
 
@@ -164,7 +162,5 @@ def test_a_flipped_kernel_is_that_of_lax_conv_transpose(padding):
     x = rng.integers(-9, 10, (2, 5, 6, 3)).astype(np.float32)
     w = rng.integers(-127, 128, (3, 4, 3, 4), np.int8)
     want = jax.lax.conv_transpose(x, w.astype(np.float32), (2, 2), padding, precision="highest")
-    packed = q.prepack(
-        w[::-1, ::-1], weight_scale=1.0, strides=2, padding=padding, transpose=True
-    )
+    packed = q.prepack(w[::-1, ::-1], weight_scale=1.0, strides=2, padding=padding, transpose=True)
     np.testing.assert_array_equal(q.qconv(x, packed, x_scale=1.0), want)

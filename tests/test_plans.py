@@ -16,7 +16,6 @@ from jax_qconv import (
     qconv,
 )
 from jax_qconv._plan_store import Entry, Target
-from jax_qconv._activation import Activation
 from jax_qconv._problem import Problem
 
 TARGET = Target("NVIDIA Test GPU", 90, "9.12.0")
