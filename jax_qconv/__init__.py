@@ -10,6 +10,7 @@ from jax_qconv._info import Info, info
 from jax_qconv._native import EngineUnavailableError
 from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import PackedConv
+from jax_qconv._plans import target
 from jax_qconv._quantize import QTensor, dequantize, quantize
 from jax_qconv._tune import tune
 from jax_qconv._tuning import Tuned, TuningError
@@ -29,6 +30,7 @@ __all__ = [
     "prepack",
     "qconv",
     "quantize",
+    "target",
     "tune",
     "unpack",
 ]

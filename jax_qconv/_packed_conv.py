@@ -281,7 +281,7 @@ def check_format(packed: Any) -> None:
             f"packed has format version {packed.format_version}; this jax_qconv reads up to "
             f"{_spec.FORMAT_VERSION}. Update jax_qconv, or prepack the weights again."
         )
-    stored: tuple[int, ...] = getattr(packed.weight, "shape", ())
+    stored: Any = getattr(packed.weight, "shape", ())
     k = packed.out_channels
     copies = packed.form.count if packed.form else 1
     rows = stored[0] if len(stored) == packed.rank + 2 else 0

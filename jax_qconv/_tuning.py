@@ -22,6 +22,7 @@ from typing import Any
 
 from jax_qconv import _native, _plan_model, _plan_store
 from jax_qconv._problem import Problem
+from jax_qconv._spec import is_int
 
 SILENCE_S = 120.0
 """A worker that says nothing for so long is taken for dead. No plan takes that long to build."""
@@ -73,6 +74,8 @@ def tune_problems(
             configurations; None for `CANDIDATES` where there is a model, else all.
         workers: see `search`.
     """
+    if not (candidates in (None, "all") or (is_int(candidates) and candidates >= 0)):
+        raise ValueError(f"candidates must be a count, 'all' or None, got {candidates!r}.")
     by_text = {str(problem): problem for problem in problems}
     tasks = []
     for text, problem in by_text.items():

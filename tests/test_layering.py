@@ -45,6 +45,7 @@ MODULES = [
     "_collect",
     "_networks",
     "_tune",
+    "_paddings",
     "_flax",
     "linen",
     "nnx",

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import jax_qconv
 from jax_qconv import (
     EngineUnavailableError,
     QTensor,
@@ -20,6 +21,7 @@ from jax_qconv._problem import Problem
 
 TARGET = Target("NVIDIA Test GPU", 90, "9.12.0")
 MODELLED, STORED, TUNED = "cudnn:4:cfg=1", "cudnn:4:cfg=2", "cudnn:4:cfg=3"
+SHIPPED = "cudnn:4:cfg=4"
 
 
 class FakeGpu:
@@ -122,16 +124,57 @@ def test_a_plan_named_by_the_caller_wins(gpu, autotune):
 
 
 @pytest.mark.parametrize("autotune", _plans.AUTOTUNE)
-@pytest.mark.parametrize("processes", [1, 2])
-def test_without_a_gpu_or_in_several_processes_each_device_chooses(
-    gpu, monkeypatch, autotune, processes
-):
+def test_without_a_gpu_each_device_chooses(gpu, monkeypatch, autotune):
     store(problem())
-    if processes == 1:
-        monkeypatch.setattr(_plans, "local_gpu", lambda: None)
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(_plans, "local_gpu", lambda: None)
     assert _plans.plan_for(problem(), None, autotune) == _plans.DEFERRED
     assert gpu.tuned == []
+
+
+@pytest.mark.parametrize(
+    ("autotune", "chosen"), [("off", MODELLED), ("cached", SHIPPED), ("on", SHIPPED)]
+)
+def test_several_processes_choose_by_what_they_share(gpu, monkeypatch, autotune, chosen):
+    """The user's store may differ between them; tables and the model come with the package."""
+    store(problem())
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    table = _plan_store.Table(TARGET, {str(problem()): {"plan": SHIPPED}})
+    monkeypatch.setattr(_plan_store, "shipped", lambda: (table,))
+    assert _plans.plan_for(problem(), None, autotune) == chosen
+    assert _plans.plan_for(problem(2), None, autotune) == MODELLED
+    assert gpu.tuned == []
+
+
+@pytest.mark.parametrize("autotune", ["cached", "on"])
+def test_plans_are_chosen_for_a_named_target(gpu, monkeypatch, autotune):
+    other = Target("NVIDIA Other", 90, "9.19.0")
+    store(problem(), plan=SHIPPED, target=other)
+    gpu.model = {}
+    for local in (0, None):
+        monkeypatch.setattr(_plans, "local_gpu", lambda local=local: local)
+        with jax_qconv.target(other.gpu, cudnn=other.cudnn):
+            assert _plans.plan_for(problem(), None, autotune) == SHIPPED
+            assert _plans.plan_for(problem(2), None, autotune) == _plans.DEFERRED
+    assert gpu.tuned == []
+
+
+def test_a_function_is_compiled_again_for_another_target(gpu, monkeypatch):
+    monkeypatch.setattr(_plans, "local_gpu", lambda: None)
+    store(problem(), plan=SHIPPED, target=TARGET)
+    (before,) = lowered_calls({})
+    with jax_qconv.target(TARGET.gpu, cudnn=TARGET.cudnn):
+        (inside,) = lowered_calls({})
+    (after,) = lowered_calls({})
+    assert SHIPPED in inside and SHIPPED not in before + after
+
+
+@pytest.mark.parametrize(
+    ("gpu_name", "cudnn", "compute_capability"),
+    [("", "9.19.0", 90), ("NVIDIA H100", "nine", 90), ("NVIDIA H100", "9.19.0", "90")],
+)
+def test_a_target_that_is_no_gpu_is_refused(gpu_name, cudnn, compute_capability):
+    with pytest.raises(ValueError, match="is no GPU with a version of cuDNN"):
+        jax_qconv.target(gpu_name, cudnn=cudnn, compute_capability=compute_capability)
 
 
 def test_no_exact_plan_is_an_error_with_every_reason_and_is_not_remembered(gpu):
