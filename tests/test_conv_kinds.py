@@ -95,6 +95,12 @@ def test_bare_and_float_outputs(out_dtype, zero_points, transpose):
     check(Case(geometry, bias=False, out_dtype=out_dtype, zero_points=zero_points))
 
 
+@pytest.mark.parametrize("kernel", [(9, 9), (1, 3)])
+def test_the_border_of_small_and_large_kernels(kernel):
+    geometry = Geometry((1, 9, 8, 3), (4, *kernel, 3), padding="SAME", pads="SAME")
+    check(Case(geometry, zero_points=("x",)))
+
+
 @pytest.mark.parametrize("kind", ["sigmoid", "tanh", "silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("out_zero_point", [None, -20])
 def test_smooth_activations_are_those_of_the_real_function(kind, out_zero_point):

@@ -1,4 +1,4 @@
-"""What XLA compiles other kinds of convolution to on an H100: what stands beside the custom call."""
+"""What XLA compiles other kinds of convolution to on an H100, beside the custom call."""
 
 from __future__ import annotations
 
