@@ -50,6 +50,24 @@ def check_scale(name: str, scale: Any, *, length: int | None = None) -> jax.Arra
     return jnp.asarray(scale, jnp.float32)
 
 
+def check_zero_point(name: str, zero_point: Any) -> jax.Array:
+    """Return ``zero_point`` as an int32 scalar.
+
+    Raises:
+        TypeError: if it isn't an integer scalar.
+        ValueError: when concrete, unless it lies in [-128, 127].
+    """
+    zero_point = as_array(name, zero_point)
+    if not jnp.issubdtype(zero_point.dtype, jnp.integer) or zero_point.shape:
+        raise TypeError(
+            f"{name} must be an integer scalar or None, got "
+            f"{zero_point.dtype} of shape {list(zero_point.shape)}."
+        )
+    if is_concrete(zero_point) and not -128 <= int(zero_point) <= 127:
+        raise ValueError(f"{name} must lie in [-128, 127], got {int(zero_point)}.")
+    return jnp.asarray(zero_point, jnp.int32)
+
+
 def as_array(name: str, value: Any) -> Any:
     """``value`` as an array of jax or numpy, or a TypeError that names the argument."""
     if isinstance(value, jax.Array):
