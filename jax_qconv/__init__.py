@@ -4,12 +4,14 @@ from importlib.metadata import version as _version
 
 from jax_qconv import _native
 from jax_qconv._conv import qconv
+from jax_qconv._elementwise import qadd, qmul
 from jax_qconv._info import Info, info
 from jax_qconv._native import EngineUnavailableError
 from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import Binding, PackedConv
-from jax_qconv._quantize import QTensor, dequantize, quantize
+from jax_qconv._quantize import QTensor, dequantize, quantize, quantize_image
 from jax_qconv._spec import Activation
+from jax_qconv._table import qactivation, qgelu, requantize
 from jax_qconv._tune import tune
 from jax_qconv._tuning import Tuned, TuningError
 
@@ -26,8 +28,14 @@ __all__ = [
     "dequantize",
     "info",
     "prepack",
+    "qactivation",
+    "qadd",
     "qconv",
+    "qgelu",
+    "qmul",
     "quantize",
+    "quantize_image",
+    "requantize",
     "tune",
     "unpack",
 ]

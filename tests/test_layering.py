@@ -25,6 +25,9 @@ MODULES = [
     "_packed_conv",
     "_pack",
     "_reference",
+    "_steps",
+    "_table",
+    "_elementwise",
     "_native",  # the only one that sees the extension
     "_plans",
     "_primitive",
