@@ -9,6 +9,7 @@ from jax_qconv._info import Info, info
 from jax_qconv._native import EngineUnavailableError
 from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import Binding, PackedConv
+from jax_qconv._pool import qadaptive_avg_pool, qavg_pool, qglobal_avg_pool, qmax_pool
 from jax_qconv._quantize import QTensor, dequantize, quantize, quantize_image
 from jax_qconv._spec import Activation
 from jax_qconv._table import qactivation, qgelu, requantize
@@ -29,9 +30,13 @@ __all__ = [
     "info",
     "prepack",
     "qactivation",
+    "qadaptive_avg_pool",
     "qadd",
+    "qavg_pool",
     "qconv",
     "qgelu",
+    "qglobal_avg_pool",
+    "qmax_pool",
     "qmul",
     "quantize",
     "quantize_image",

@@ -25,9 +25,11 @@ MODULES = [
     "_packed_conv",
     "_pack",
     "_reference",
+    "_window",  # where windows lie: no arrays
     "_steps",
     "_table",
     "_elementwise",
+    "_pool",
     "_native",  # the only one that sees the extension
     "_plans",
     "_primitive",
