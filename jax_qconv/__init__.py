@@ -11,6 +11,14 @@ from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import Binding, PackedConv
 from jax_qconv._pool import qadaptive_avg_pool, qavg_pool, qglobal_avg_pool, qmax_pool
 from jax_qconv._quantize import QTensor, dequantize, quantize, quantize_image
+from jax_qconv._rearrange import (
+    qchannel_shuffle,
+    qconcat,
+    qpad,
+    qpixel_shuffle,
+    qpixel_unshuffle,
+)
+from jax_qconv._resize import qresize
 from jax_qconv._spec import Activation
 from jax_qconv._table import qactivation, qgelu, requantize
 from jax_qconv._tune import tune
@@ -33,11 +41,17 @@ __all__ = [
     "qadaptive_avg_pool",
     "qadd",
     "qavg_pool",
+    "qchannel_shuffle",
+    "qconcat",
     "qconv",
     "qgelu",
     "qglobal_avg_pool",
     "qmax_pool",
     "qmul",
+    "qpad",
+    "qpixel_shuffle",
+    "qpixel_unshuffle",
+    "qresize",
     "quantize",
     "quantize_image",
     "requantize",

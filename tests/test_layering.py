@@ -30,6 +30,8 @@ MODULES = [
     "_table",
     "_elementwise",
     "_pool",
+    "_rearrange",
+    "_resize",
     "_native",  # the only one that sees the extension
     "_plans",
     "_primitive",
