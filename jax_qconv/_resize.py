@@ -120,7 +120,7 @@ def _bilinear(
     rank = len(sizes)
     with jax.enable_x64(True):
         dtype = np.dtype(np.int64 if total * 255 >= 2**31 else np.int32)
-        sums = np.zeros((), dtype)
+        sums: Any = np.zeros((), dtype)
         # Every corner around the position; of an axis without fractions there is but one.
         for corner in itertools.product(*((0, 1) if n > 1 else (0,) for *_, n in weights)):
             values, weight = x.values, np.ones((1,) * (rank + 2), dtype)
