@@ -32,6 +32,13 @@ MODULES = [
     "_packed_conv",
     "_pack",
     "_reference",
+    "_window",  # where windows lie: no arrays
+    "_steps",
+    "_table",
+    "_elementwise",
+    "_pool",
+    "_rearrange",
+    "_resize",
     "_native",  # the only one that sees the extension
     "_plan_model",
     "_plan_store",
@@ -42,6 +49,7 @@ MODULES = [
     "_primitive",
     "_resolve",
     "_conv",
+    "_linear",
     "_collect",
     "_networks",
     "_tune",

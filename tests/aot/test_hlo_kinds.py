@@ -67,3 +67,10 @@ def test_floats_are_quantised_by_one_kernel():
     assert found[-1] == "custom-call" and set(found[:-1]) == {"fusion"}
     # One over the data; the reciprocal of the scale, a scalar, may be one of its own.
     assert len(found) <= 3
+
+
+def test_a_linear_layer_is_one_custom_call():
+    packed = q.prepack_linear(jnp.ones((64, 128))).bind(x_scale=0.1, out_scale=0.1)
+    x = q.QTensor(jnp.ones((8, 32, 64), jnp.int8), jnp.float32(0.1))
+    hlo = h100.compile(lambda x, p: q.qlinear(x, p).values, *h100.shapes((x, packed)))
+    assert h100.instructions(hlo) == ["custom-call"]
