@@ -238,3 +238,21 @@ def test_calls_of_a_program_that_differ_in_autotune_get_each_its_plan(gpu):
     store(problem())
     off, cached = lowered_calls({"autotune": "off"}, {"autotune": "cached"})
     assert f'plan = "{MODELLED}"' in off and f'plan = "{STORED}"' in cached
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x_shape": (1, 4, 8, 8, 64), "w_shape": (64, 3, 3, 3, 64), "rank": 3},
+        {"x_shape": (1, 8, 8, 64), "w_shape": (64, 3, 3, 8), "groups": 8},
+        {"out_dtype": "int32"},
+    ],
+    ids=["3-D", "groups", "int32"],
+)
+def test_the_model_passes_over_what_it_does_not_know(fields):
+    rank = fields.pop("rank", 2)
+    fields = {"x_shape": (1, 8, 8, 64), "w_shape": (64, 3, 3, 64), "groups": 1} | fields
+    ones = (1,) * rank
+    fields = {"out_dtype": "int8", "activation": "none"} | fields
+    made = Problem.make(strides=ones, padding="SAME", dilation=ones, **fields)
+    assert _plan_model.rank(made, 90) == {}

@@ -235,3 +235,20 @@ def test_a_qtensor_reads_well():
 def test_a_qtensor_of_shapes_reads_well():
     q = jax.eval_shape(lambda x, s: quantize(x, s), jnp.ones((2, 3)), 0.25)
     assert re.fullmatch(r"QTensor\(int8\[2, 3\], scale=.*float32.*, stored channels 4\)", repr(q))
+
+
+def test_scales_that_are_known_stay_known_while_tracing():
+    """Later ops then see that two of them are equal, and compute their constants once."""
+    seen = []
+
+    @jax.jit
+    def call(x, traced):
+        for scale in (0.1, np.float32(0.1), traced):
+            q = quantize(x, scale, zero_point=3)
+            seen.append(
+                (isinstance(q.scale, jax.core.Tracer), isinstance(q.zero_point, jax.core.Tracer))
+            )
+        return q.values
+
+    call(np.ones(4, np.float32), np.float32(0.1))
+    assert seen == [(False, False), (False, False), (True, False)]
