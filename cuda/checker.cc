@@ -80,10 +80,14 @@ std::vector<Checker::DataSet> Checker::DataSets() const {
   const auto zoom = [](int64_t k) { return std::ldexp(1.3, -std::array{0, 3, 6, 8}[k % 4]); };
   const double m_r = 29.7;
   const double mean_r = problem_.residual ? 125.5 * m_r : 0;
+  // Functions that bend do so around zero, and some of them end at one.
+  const bool bends = problem_.activation >= Activation::kHardSigmoid;
+  const double unit = bends ? 1.0 / 16 : 1, steps = bends ? 100 : 1;
   return {
       {"saturating", -128, 127, -128, 127, false,
-       [=](int64_t k) { return 20 / wide * std::ldexp(1.0, k % 5); },
-       [](int64_t k) { return k * 37 % 101 - 50 + 0.37; }, 0.71, -30.5, 45.25, 0.83},
+       [=](int64_t k) { return unit * 20 / wide * std::ldexp(1.0, k % 5); },
+       [=](int64_t k) { return unit * (k * 37 % 101 - 50 + 0.37); }, unit * 0.71, -30.5, 45.25,
+       steps * 0.83},
       {"same sign", 124, 127, 124, 127, true, zoom,
        [=](int64_t k) { return (k % 2 ? mean : -mean) * zoom(k) - mean_r; }, m_r, -100.5, 100.5,
        1.0},
