@@ -127,26 +127,30 @@ def quantize(
     return QTensor(pad_channels(values, stored), scale, zero, x.shape[-1])
 
 
-def quantize_image(x: jax.Array, scale: Any, *, pad: bool | int = True) -> QTensor:
-    """Take uint8 images as int8 data: q = x - 128 with zero point -128, so real = x * scale.
+def quantize_image(
+    x: jax.Array, scale: Any, *, zero_point: Any = -128, pad: bool | int = True
+) -> QTensor:
+    """Take uint8 images as int8 data: q = x - 128, so real = (x - 128 - zero_point) * scale.
 
-    No number is rounded: the sign bit of each byte is flipped. With a ``scale`` of 1/255 the
-    pixels are the reals in [0, 1]; a mean and a deviation per channel belong into the weights
-    of the first convolution.
+    No number is rounded: the sign bit of each byte is flipped. With zero point -128 and a
+    ``scale`` of 1/255 the pixels are the reals in [0, 1]; with zero point -1 and 1/128 they are
+    (x - 127) / 128, as some networks have them. A mean and a deviation per channel belong into the
+    weights of the first convolution.
 
     Args:
         x: ``[..., C; uint8]``, channels last.
         scale: ``[; float32]`` positive, real units per integer step. Data: changing it
             never recompiles.
+        zero_point: ``[; int32]`` in [-128, 127]: the real zero is the pixel 128 + zero_point.
         pad: True pads channels by the rule that `prepack` uses, so that the first
             convolution needs no copy; False doesn't; an int is the count to store.
 
     Returns:
-        A `QTensor` with C logical channels and zero point -128.
+        A `QTensor` with C logical channels and that zero point.
 
     Raises:
         TypeError: if ``x`` isn't uint8, or its ``scale`` is differentiated.
-        ValueError: if ``x`` has no axis; on a bad scale or channel count.
+        ValueError: if ``x`` has no axis; on a bad scale, zero point or channel count.
     """
     x = jnp.asarray(as_array("x", x))
     if x.dtype != jnp.uint8:
@@ -156,7 +160,8 @@ def quantize_image(x: jax.Array, scale: Any, *, pad: bool | int = True) -> QTens
     stored = _stored_channels(x, pad)
     scale = undifferentiable(check_scale("scale", scale), "quantize_image")
     values = jax.lax.bitcast_convert_type(x ^ jnp.uint8(0x80), jnp.int8)
-    return QTensor(pad_channels(values, stored), scale, jnp.int32(-128), x.shape[-1])
+    zero = check_zero_point("zero_point", zero_point)
+    return QTensor(pad_channels(values, stored), scale, zero, x.shape[-1])
 
 
 def _stored_channels(x: Any, pad: bool | int) -> int:

@@ -162,6 +162,14 @@ def test_images_are_moved_by_128_and_mean_the_same():
         np.testing.assert_array_equal(dequantize(q), x.astype(np.float32) * np.float32(1 / 255))
 
 
+@pytest.mark.parametrize("zero_point", [-1, 0, 127])
+def test_the_real_zero_of_an_image_may_be_any_pixel(zero_point):
+    x = np.arange(256, dtype=np.uint8)
+    q = quantize_image(x, 1 / 128, zero_point=zero_point)
+    assert q.values.tolist() == (x.astype(np.int16) - 128).tolist()
+    np.testing.assert_array_equal(dequantize(q), (x.astype(np.float32) - 128 - zero_point) / 128)
+
+
 @pytest.mark.parametrize(("pad", "stored"), [(True, 4), (False, 3), (7, 7)])
 def test_images_are_padded_like_floats(pad, stored):
     q = quantize_image(np.ones((2, 5, 3), np.uint8), 0.1, pad=pad)
@@ -178,6 +186,7 @@ def test_images_are_padded_like_floats(pad, stored):
         (np.ones((2, 3), np.uint8), {"pad": 2}, ValueError, "pad=2 stores fewer channels than"),
         (np.ones((2, 3), np.uint8), {"pad": "no"}, TypeError, "pad must be True, False or a"),
         (np.ones((2, 3), np.uint8), {"scale": 0}, ValueError, "scale must be positive and finite"),
+        (np.ones((2, 3), np.uint8), {"zero_point": 128}, ValueError, "zero_point must lie in"),
     ],
 )
 def test_what_is_no_image_is_refused(x, arguments, error, message):
