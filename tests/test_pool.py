@@ -47,7 +47,7 @@ def pools(draw, dilated):
 
 
 @hypothesis.given(pools(dilated=True))
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=8)
 def test_the_largest_wins_and_padding_never(pool):
     x, arguments, seen, _ = pool
     q, scale, zero = plain(x)
@@ -74,7 +74,7 @@ def meaning(x, output):
 
 
 @hypothesis.given(pools(dilated=False), outputs(), st.booleans())
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=8)
 def test_means_are_rounded_from_the_exact_value(pool, output, count_include_pad):
     x, arguments, seen, pads = pool
     q, _, zero = plain(x)
@@ -99,7 +99,7 @@ def test_means_are_rounded_from_the_exact_value(pool, output, count_include_pad)
 
 
 @hypothesis.given(qtensors(SHAPES), outputs(), st.booleans())
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=8)
 def test_global_means(x, output, keepdims):
     q, _, zero = plain(x)
     out_scale, out_zero, scales = meaning(x, output)
@@ -115,7 +115,7 @@ def test_global_means(x, output, keepdims):
 
 
 @hypothesis.given(qtensors(SHAPES), outputs(), st.data())
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=8)
 def test_adaptive_bins(x, output, data):
     q, _, zero = plain(x)
     out_scale, out_zero, scales = meaning(x, output)
