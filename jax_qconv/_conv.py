@@ -69,7 +69,8 @@ def qconv(
         activation: ``"relu"``, ``"relu6"``, ``"silu"`` and so on, an `Activation`, or None.
         slopes: ``[K; float32]`` of ``"prelu"``.
         implementation: ``"cudnn"`` or ``"reference"``, which is then used or refused; None
-            means cuDNN on CUDA and the reference elsewhere.
+            means on CUDA cuDNN, and for depthwise convolutions a kernel of this package; elsewhere
+            the reference.
         plan: name of the plan to use or refuse, such as ``"cudnn:4:cfg=26"``; None chooses.
         autotune: how the plan is chosen when the call is compiled for a local GPU: ``"cached"``
             takes one that was tuned before, here or by the authors of this package, else what a
@@ -166,8 +167,9 @@ def _check_engine(implementation: Any, plan: Any, autotune: Any) -> dict[str, An
         )
     if plan is not None and not isinstance(plan, str):
         raise TypeError(f"plan must be the name of a plan or None, got {plan!r}.")
-    if plan is not None and implementation == "reference":
-        raise ValueError(f"plan={plan!r} names a cuDNN plan, but implementation='reference'.")
+    # The reference has no plans; those of an engine begin with its name.
+    if plan is not None and implementation and not plan.startswith(implementation):
+        raise ValueError(f"plan={plan!r} isn't one of implementation={implementation!r}.")
     return {"implementation": implementation, "plan": plan, "autotune": autotune}
 
 

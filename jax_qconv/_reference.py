@@ -46,8 +46,7 @@ def accumulate(problem: Problem, x: jax.Array, w: jax.Array, *, native_conv: boo
     worth = problem.groups == 1 and max(problem.w_shape[1:-1]) > 1
     if native_conv and worth and not (is_int(n) and n * math.prod(out_size) < k):
         return _accumulate_conv(problem, x, w)
-    depthwise = problem.w_shape[-1] == 1 and problem.groups > 1
-    return (_accumulate_products if depthwise else _accumulate_dots)(problem, x, w)
+    return (_accumulate_products if problem.depthwise else _accumulate_dots)(problem, x, w)
 
 
 def _accumulate_conv(problem: Problem, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -256,3 +256,25 @@ def test_the_model_passes_over_what_it_does_not_know(fields):
     fields = {"out_dtype": "int8", "activation": "none"} | fields
     made = Problem.make(strides=ones, padding="SAME", dilation=ones, **fields)
     assert _plan_model.rank(made, 90) == {}
+
+
+def lower_depthwise(**engine):
+    packed = prepack(np.ones((3, 3, 1, 64), np.float32), groups=64)
+    packed = packed.bind(x_scale=1.0, out_scale=1.0)
+    x = QTensor(np.zeros((1, 8, 8, 64), np.int8), 1.0)
+    traced = jax.jit(lambda x: qconv(x, packed, **engine)).trace(x)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_cudnn_is_refused_where_it_has_no_kernel(gpu):
+    with pytest.raises(EngineUnavailableError, match=r"depthwise .* prepack\(merge_groups="):
+        lower_depthwise(implementation="cudnn")
+    assert _native.TARGET in lower_depthwise()
+
+
+@pytest.mark.parametrize(
+    ("implementation", "plan"), [("cudnn", "depthwise:1"), ("reference", "cudnn:4")]
+)
+def test_a_plan_of_another_implementation_is_refused(implementation, plan):
+    with pytest.raises(ValueError, match=f"plan='{plan}' isn't one of .*'{implementation}'"):
+        lower_depthwise(implementation=implementation, plan=plan)
