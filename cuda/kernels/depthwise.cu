@@ -19,7 +19,7 @@
 namespace jax_qconv {
 
 // Constants that the host writes before this source: kParams, the convolution; kTileRows and
-// kTileCols (0: the general kernel); kThreads of a block; kBlocks that an SM should hold.
+// kTileCols (0: the general kernel); kThreads of a block.
 constexpr int kTapRows = kParams.kernel[1], kTapCols = kParams.kernel[2];
 constexpr int kTaps = kParams.kernel[0] * kTapRows * kTapCols;
 constexpr int kWords = kParams.c / 4;  // of a pixel
@@ -183,16 +183,20 @@ __device__ void tiled(const Operands& o) {
   const int* x = static_cast<const int*>(o.x) + word;
   const int top = out_row * kStepRows - kParams.pad[1];
   const int left = out_col * kStepCols - kParams.pad[2];
+  // Of the last tile. Which places can be outside at all is known to the compiler by these.
+  constexpr int kLastTop = (kTilesDown - 1) * kRows * kStepRows - kParams.pad[1];
+  constexpr int kLastLeft = (kTilesAcross - 1) * kCols * kStepCols - kParams.pad[2];
   auto load_row = [&](int row, int (&words)[kSpanCols]) {
-    const int y = top + row;
-    const bool row_inside = y >= 0 && y < kParams.size[1];
+    const bool row_inside = (row >= kParams.pad[1] || top + row >= 0) &&
+                            (kLastTop + row < kParams.size[1] || top + row < kParams.size[1]);
     // Wraps where there is no such row.
-    const unsigned line = static_cast<unsigned>(image) * kParams.size[1] + y;
+    const unsigned line = static_cast<unsigned>(image) * kParams.size[1] + (top + row);
     const int start = static_cast<int>(line * kParams.size[2] + left);
     const int* from = x + static_cast<long long>(start) * kWords;
 #pragma unroll
     for (int col = 0; col < kSpanCols; ++col) {
-      const bool inside = row_inside && left + col >= 0 && left + col < kParams.size[2];
+      const bool inside = row_inside && (col >= kParams.pad[2] || left + col >= 0) &&
+                          (kLastLeft + col < kParams.size[2] || left + col < kParams.size[2]);
       words[col] = inside ? __ldg(from + static_cast<long long>(col) * kWords) : 0;
     }
   };
@@ -220,12 +224,13 @@ __device__ void tiled(const Operands& o) {
     }
     // The output row whose last input row this is.
     const int from = row - (kTapRows - 1) * kGapRows, done = from / kStepRows;
-    if (from < 0 || from % kStepRows != 0 || out_row + done >= kParams.out_size[1]) continue;
+    if (from < 0 || from % kStepRows != 0) continue;
+    if (kParams.out_size[1] % kRows != 0 && out_row + done >= kParams.out_size[1]) continue;
     const int pixel =
         (image * kParams.out_size[1] + out_row + done) * kParams.out_size[2] + out_col;
 #pragma unroll
     for (int col = 0; col < kCols; ++col) {
-      if (out_col + col >= kParams.out_size[2]) continue;
+      if (kParams.out_size[2] % kCols != 0 && out_col + col >= kParams.out_size[2]) continue;
       finish4(o, own, sums[done][col], static_cast<long long>(pixel + col) * kWords + word);
     }
   }
@@ -266,7 +271,7 @@ __device__ void general(const Operands& o) {
   finish<float>(t, o, sum, channel, at);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) depthwise(Operands o) {
+extern "C" __global__ void __launch_bounds__(kThreads) depthwise(Operands o) {
   if constexpr (kTileRows > 0) {
     tiled<kTileRows, kTileCols>(o);
   } else {

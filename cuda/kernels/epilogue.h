@@ -39,6 +39,8 @@ __device__ float activate(const ConvParams& t, const Operands& o, float y, int c
   const Real real = y, one = 1;
   switch (t.activation) {
     case kRelu:
+      // int8 has no NaN to keep, nor a zero below zero.
+      if (t.out == kInt8 && !t.requantize && !t.activation_first) return fmaxf(y, 0.0f);
       return y < 0.0f ? 0.0f : y;
     case kClip:
       return fminf(fmaxf(y, scalar(o.lower)), scalar(o.upper));
