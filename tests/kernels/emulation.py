@@ -30,49 +30,55 @@ class Emulated:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
-        self.parts = ['#include "emulate.h"']
+        self.sources: dict[str, str] = {}  # by namespace
+        self.runs: list[str] = []
         self.kernels: dict[tuple[str, str], tuple[str, int, int, int, bool]] = {}
         self.library: Any = None
 
     def add_plan(self, problem: Problem, plan: str) -> None:
         """A plan of an engine of own kernels."""
         kernel = _native.extension().own_kernel(str(problem), plan)
-        self._add(problem, plan, kernel["source"], kernel["function"], "*o")
+        space = f"kernel_{len(self.kernels)}"
+        self._add_source(space, kernel["source"])
+        self._add_run(space, f"{kernel['function']}(*o)")
         self.kernels[str(problem), plan] = (
             f"run_{len(self.kernels)}", kernel["blocks"], 1, kernel["threads"], False,
         )  # fmt: skip
 
     def add_checker(self, problem: Problem) -> None:
         """The exact convolution that plans are verified against, as the checker launches it."""
-        source = _native.extension().checker_source()
-        source = source[: source.index('extern "C" __global__ void fill')] + "\n}"
+        if "checker" not in self.sources:
+            source = _native.extension().checker_source()
+            # What follows is in the GPU's own language.
+            self._add_source("checker", source[: source.index('extern "C" __global__ void fill')] + "}")
         grouped = problem.groups > 1
         function = "reference_grouped" if grouped else "reference_conv"
-        self._add(problem, "checker", source, function, f"{literal(problem)}, *o")
+        self._add_run("checker", f"{function}({literal(problem)}, *o)")
         n_pixels, k = np.prod(problem.out_shape[:-1]), problem.out_shape[-1]
         blocks = (3, 1) if grouped else (-(-n_pixels // 64), -(-k // 64))
         self.kernels[str(problem), "checker"] = (
             f"run_{len(self.kernels)}", *map(int, blocks), 256, not grouped,
         )  # fmt: skip
 
-    def _add(self, problem: Problem, plan: str, source: str, function: str, values: str) -> None:
-        assert (str(problem), plan) not in self.kernels
-        number = len(self.kernels)
-        source = source.replace("namespace jax_qconv", f"namespace kernel_{number}")
-        source = source.replace('extern "C" __global__', "__global__")
-        self.parts.append(f"""
-            {source}
-            extern "C" void run_{number}(const kernel_{number}::Operands* o, unsigned columns,
-                                         unsigned rows, unsigned threads, bool waiting) {{
-              using namespace kernel_{number};
-              run_grid([&] {{ {function}({values}); }}, columns, rows, threads, waiting);
-            }}""")
+    def _add_source(self, space: str, source: str) -> None:
+        source = source.replace("namespace jax_qconv", f"namespace {space}")
+        self.sources[space] = source.replace('extern "C" __global__', "__global__")
+
+    def _add_run(self, space: str, call: str) -> None:
+        self.runs.append(
+            f"""
+            extern "C" void run_{len(self.kernels)}(const {space}::Operands* o, unsigned columns,
+                                                    unsigned rows, unsigned threads, bool waiting) {{
+              using namespace {space};
+              run_grid([&] {{ {call}; }}, columns, rows, threads, waiting);
+            }}"""
+        )
 
     def compile(self) -> None:
         """All that was added, as one library."""
         source, library = self.folder / "kernels.cc", self.folder / "kernels.so"
-        source.write_text("\n".join(self.parts))
-        options = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
+        source.write_text("\n".join(['#include "emulate.h"', *self.sources.values(), *self.runs]))
+        options = ["-std=c++20", "-O0", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
         subprocess.run(["g++", *options, f"-I{HERE}", "-o", library, source], check=True)
         self.library = ctypes.CDLL(str(library))
 
