@@ -50,7 +50,9 @@ class Emulated:
         if "checker" not in self.sources:
             source = _native.extension().checker_source()
             # What follows is in the GPU's own language.
-            self._add_source("checker", source[: source.index('extern "C" __global__ void fill')] + "}")
+            self._add_source(
+                "checker", source[: source.index('extern "C" __global__ void fill')] + "}"
+            )
         grouped = problem.groups > 1
         function = "reference_grouped" if grouped else "reference_conv"
         self._add_run("checker", f"{function}({literal(problem)}, *o)")

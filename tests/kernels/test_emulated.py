@@ -6,9 +6,11 @@ import shutil
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import oracle
 import pytest
 from cases import Case, Geometry
+from depthwise_cases import CASES, EPILOGUES, TRANSCENDENTAL
 from emulation import Emulated
 
 from jax_qconv import _native, _primitive
@@ -17,58 +19,6 @@ from jax_qconv._problem import Problem
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-def depthwise(h, w, c, kernel, stride=1, dilation=1, pads="SAME", multiplier=1, n=2) -> Geometry:
-    """Two axes; single numbers are those of both."""
-    kernel, strides, dilations = (
-        v if isinstance(v, tuple) else (v, v) for v in (kernel, stride, dilation)
-    )
-    shapes = (n, h, w, c), (c * multiplier, *kernel, 1)
-    return Geometry(*shapes, strides, dilations, pads, pads, groups=c)
-
-
-GEOMETRIES = [
-    depthwise(9, 11, 8, 3),
-    depthwise(8, 8, 4, 3, 2),
-    depthwise(3, 2, 36, 3),
-    depthwise(1, 1, 72, 3),
-    depthwise(15, 10, 16, 3, 1, 2),
-    depthwise(13, 12, 8, 3, (2, 1), (1, 3), ((0, 1), (3, 0))),
-    depthwise(10, 9, 8, 5),
-    depthwise(17, 16, 12, 5, 2, 1, ((1, 2), (2, 1))),
-    depthwise(14, 11, 8, 7),
-    depthwise(12, 15, 4, 7, 2, 1, "VALID"),
-    depthwise(7, 9, 20, (3, 1), 1, 1, ((2, 0), (0, 3))),
-    depthwise(6, 9, 8, (1, 2), (1, 3)),
-    depthwise(5, 7, 8, (2, 6)),
-    depthwise(4, 30, 5, (1, 9), n=1),
-    depthwise(6, 5, 64, 1, 2),
-    Geometry((2, 21, 8), (8, 5, 1), (2,), (1,), "SAME", "SAME", groups=8),
-    depthwise(7, 6, 6, 3, multiplier=2),
-    depthwise(6, 7, 4, 3, 2, multiplier=3),
-    Geometry((1, 4, 5, 6, 8), (8, 3, 2, 3, 1), (1, 2, 1), (1, 1, 2), "SAME", "SAME", groups=8),
-]
-EPILOGUES: list[dict[str, Any]] = [
-    {"activation": "relu"},
-    {"out_dtype": "int32"},
-    {"residual": True, "activation": "relu"},
-    {"out_dtype": "float32", "activation": "leaky_relu", "values": "large"},
-    {"out_dtype": "bfloat16", "residual": True, "residual_mode": "average"},
-    {"out_dtype": "float16", "activation": "clip", "values": "extreme"},
-    {"activation": "clip", "zero_points": ("x", "out"), "residual": True, "dyadic": True},
-    {"activation": "prelu", "zero_points": ("x",), "bias": False},
-    {"residual": True, "residual_mode": "add_after_activation", "activation": "relu",
-     "zero_points": ("x", "out", "residual")},
-    {"activation": "hard_swish", "dyadic": True, "values": "extreme"},
-    {"activation": "hard_sigmoid", "out_dtype": "float16", "zero_points": ("x",)},
-    {"out_dtype": "int32", "zero_points": ("x",), "values": "large"},
-    {"activation": "prelu", "residual": True, "zero_points": ("out", "residual"), "seed": 3},
-]  # fmt: skip
-# Every geometry with three epilogues, each with another plan; every epilogue with all three.
-CASES = [
-    Case(geometry, **EPILOGUES[(3 * i + 4 * j) % len(EPILOGUES)] | {"seed": 7 * i + j})
-    for i, geometry in enumerate(GEOMETRIES)
-    for j in range(3)
-]
 TILES = "depthwise:0:rows=1,cols=1", "depthwise:0:rows=3,cols=5"
 DENSE = [
     Case(
@@ -110,7 +60,7 @@ def emulated(tmp_path_factory) -> Emulated:
     emulated = Emulated(tmp_path_factory.mktemp("emulated"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         calls = Calls(monkeypatch)
-        for case in CASES + DENSE:
+        for case in CASES + DENSE + TRANSCENDENTAL:
             case.run(jit=False)
             problem = calls.problems[-1]
             for plan in plans_of(case, problem):
@@ -130,3 +80,22 @@ def test_a_plan_and_the_checker_give_the_right_bytes(case, emulated, monkeypatch
     for plan in plans_of(case, calls.problems[-1]):
         calls.run = lambda problem, operands, plan=plan: emulated.run(problem, plan, operands)
         oracle.assert_same(case.run(jit=False), wanted)
+
+
+def close(got: Any, wanted: Any) -> None:
+    """As near as the checker wants it."""
+    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    allowed = 1 if np.array_equal(wanted, np.rint(wanted)) else 0.01 * np.abs(wanted) + 0.002
+    assert np.all(np.abs(got - wanted) <= allowed)
+
+
+@pytest.mark.parametrize(
+    "case", TRANSCENDENTAL, ids=lambda case: f"{case.activation}-{case.out_dtype}"
+)
+def test_functions_without_one_right_result_are_near_it(case, emulated, monkeypatch):
+    wanted = case.run(jit=True)
+    calls = Calls(monkeypatch)
+    case.run(jit=False)
+    for plan in plans_of(case, calls.problems[-1]):
+        calls.run = lambda problem, operands, plan=plan: emulated.run(problem, plan, operands)
+        close(case.run(jit=False), wanted)
