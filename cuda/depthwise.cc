@@ -14,6 +14,7 @@ constexpr int64_t kSides[] = {1, 2, 4, 7, 8, 14};
 constexpr int64_t kMaxTile = 56;   // outputs: code grows with them
 constexpr size_t kMaxPlans = 24;   // that are worth tuning
 constexpr int64_t kThreads = 128;  // of a block
+constexpr int64_t kManyTaps = 16, kMaxShared = 48 * 1024;
 // Bounds of the places that kernels compute in 32 bits, far beyond what memory holds.
 constexpr int64_t kMaxSide = int64_t{1} << 28;
 
@@ -133,12 +134,16 @@ ErrorOr<KernelSpec> Kernel(const Problem& problem, const PlanName& name) {
   } else if (name.index != kGeneral || !name.knobs.empty()) {
     return refuse("there are depthwise:0:rows=...,cols=... and depthwise:1");
   }
+  // A few words are as soon loaded by each thread; and a block has so much shared memory.
+  const int64_t taps = Problem::Product(p.kernel);
+  const bool staged = taps >= kManyTaps && kThreads * (taps | 1) * 4 <= kMaxShared;
   KernelSpec spec{"depthwise.cu", "depthwise", "", {}, kThreads};
   spec.blocks.x = static_cast<unsigned>(CeilDiv(threads, kThreads));
-  spec.source = StrCat(
-      kCommonSource, "namespace jax_qconv {\nconstexpr ConvParams kParams = ", Literal(ParamsOf(p)),
-      ";\nconstexpr int kTileRows = ", tile.rows, ", kTileCols = ", tile.cols,
-      ";\nconstexpr int kThreads = ", kThreads, ";\n}  // namespace jax_qconv\n", kDepthwiseSource);
+  spec.source = StrCat(kCommonSource, "namespace jax_qconv {\nconstexpr ConvParams kParams = ",
+                       Literal(ParamsOf(p)), ";\nconstexpr int kTileRows = ", tile.rows,
+                       ", kTileCols = ", tile.cols, ";\nconstexpr int kThreads = ", kThreads,
+                       ";\nconstexpr bool kStaged = ", staged ? "true" : "false",
+                       ";\n}  // namespace jax_qconv\n", kDepthwiseSource);
   return spec;
 }
 

@@ -19,7 +19,8 @@
 namespace jax_qconv {
 
 // Constants that the host writes before this source: kParams, the convolution; kTileRows and
-// kTileCols (0: the general kernel); kThreads of a block.
+// kTileCols (0: the general kernel); kThreads of a block; kStaged, whether weights go through
+// shared memory.
 constexpr int kTapRows = kParams.kernel[1], kTapCols = kParams.kernel[2];
 constexpr int kTaps = kParams.kernel[0] * kTapRows * kTapCols;
 constexpr int kWords = kParams.c / 4;  // of a pixel
@@ -111,6 +112,28 @@ __device__ int packed_weights(const int (&raw)[kTaps], int lane, int tap_row, in
   return count == 3 ? bytes & 0xffffff : bytes;
 }
 
+// The kTaps words of weights that 4 channels have. Those of neighbours lie that far apart: many
+// are read in a row by the block, and handed out from shared memory.
+__device__ void load_weights(const Operands& o, int word, int (&raw)[kTaps]) {
+  const int* w = static_cast<const int*>(o.w);
+  if constexpr (kStaged) {
+    constexpr int kAll = kWords * kTaps, kStride = kTaps | 1;  // odd: each lane has its own bank
+    constexpr int kSlots = kWords < kThreads ? kWords : kThreads;
+    __shared__ int staged[kSlots * kStride];
+    const int first = blockIdx.x * static_cast<unsigned>(kThreads) % kWords * kTaps;
+    for (int i = threadIdx.x; i < kSlots * kTaps; i += kThreads) {
+      const int at = first + i < kAll ? first + i : first + i - kAll;
+      staged[i / kTaps * kStride + i % kTaps] = __ldg(w + at);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i) raw[i] = staged[threadIdx.x % kSlots * kStride + i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i) raw[i] = __ldg(w + word * kTaps + i);
+  }
+}
+
 // A row of input words, and the transposed words of the taps that start at each.
 template <int kCols>
 struct Row {
@@ -161,11 +184,10 @@ __device__ void tiled(const Operands& o) {
   rest /= kTilesAcross;
   const int out_row = rest % kTilesDown * kRows;
   const int image = rest / kTilesDown;
-  if (image >= kParams.n) return;
 
   int raw[kTaps], weights[kTapRows][kFours][4];
-#pragma unroll
-  for (int i = 0; i < kTaps; ++i) raw[i] = __ldg(static_cast<const int*>(o.w) + word * kTaps + i);
+  load_weights(o, word, raw);
+  if (image >= kParams.n) return;
 #pragma unroll
   for (int i = 0; i < kTapRows * kFours * 4; ++i) {
     weights[i / 4 / kFours][i / 4 % kFours][i % 4] =

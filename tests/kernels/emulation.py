@@ -42,7 +42,8 @@ class Emulated:
         self._add_source(space, kernel["source"])
         self._add_run(space, f"{kernel['function']}(*o)")
         self.kernels[str(problem), plan] = (
-            f"run_{len(self.kernels)}", kernel["blocks"], 1, kernel["threads"], False,
+            f"run_{len(self.kernels)}", kernel["blocks"], 1, kernel["threads"],
+            "kStaged = true" in kernel["source"],
         )  # fmt: skip
 
     def add_checker(self, problem: Problem) -> None:
@@ -69,8 +70,9 @@ class Emulated:
     def _add_run(self, space: str, call: str) -> None:
         self.runs.append(
             f"""
-            extern "C" void run_{len(self.kernels)}(const {space}::Operands* o, unsigned columns,
-                                                    unsigned rows, unsigned threads, bool waiting) {{
+            extern "C" void run_{len(self.kernels)}(
+                const {space}::Operands* o, unsigned columns, unsigned rows, unsigned threads,
+                bool waiting) {{
               using namespace {space};
               run_grid([&] {{ {call}; }}, columns, rows, threads, waiting);
             }}"""
