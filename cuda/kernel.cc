@@ -94,17 +94,31 @@ std::string NvrtcVersion() {
   return StrCat(major, ".", minor);
 }
 
+namespace {
+
+std::string CubinKey(const std::string& file_name, const std::string& source,
+                     const std::string& architecture) {
+  return StrCat(file_name, " ", HexHash(source), " ", architecture, " nvrtc ", NvrtcVersion());
+}
+
+std::string Architecture(int compute_capability) { return StrCat("sm_", compute_capability); }
+
+}  // namespace
+
 ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
                                   int compute_capability) {
   const auto& nvrtc = Loaded();
   if (!nvrtc.has_value()) return Unexpected(nvrtc.error());
-  const std::string architecture = StrCat("sm_", compute_capability);
-  const std::string key =
-      StrCat(file_name, " ", HexHash(source), " ", architecture, " nvrtc ", NvrtcVersion());
+  const std::string architecture = Architecture(compute_capability);
+  const std::string key = CubinKey(file_name, source, architecture);
   if (auto cubin = ReadCache("kernels", key)) return *cubin;
   JQ_ASSIGN_OR_UNEXPECTED(std::string cubin, Compile(*nvrtc, file_name, source, architecture));
   WriteCache("kernels", key, cubin);
   return cubin;
+}
+
+void ForgetCubin(const std::string& file_name, const std::string& source, int compute_capability) {
+  RemoveFromCache("kernels", CubinKey(file_name, source, Architecture(compute_capability)));
 }
 
 ErrorOr<KernelModule> KernelModule::Load(const std::string& file_name, const std::string& source,
@@ -121,15 +135,28 @@ KernelModule::~KernelModule() {
   if (module_ != nullptr) (*CudaDriver::Get())->ModuleUnload(module_);
 }
 
-Error KernelModule::LaunchPointers(const char* name, Grid blocks, unsigned threads, CUstream stream,
-                                   void** arguments) const {
+ErrorOr<CUfunction> KernelModule::Find(const std::string& name) const {
   const CudaDriver* driver = *CudaDriver::Get();
   CUfunction function;
-  JQ_RETURN_IF_ERROR(
-      driver->Check(driver->ModuleGetFunction(&function, module_, name), "finding a kernel"));
-  return driver->Check(driver->LaunchKernel(function, blocks.x, blocks.y, blocks.z, threads, 1, 1,
-                                            0, stream, arguments, nullptr),
-                       StrCat("launching kernel ", name).c_str());
+  JQ_RETURN_UNEXPECTED_IF_ERROR(
+      driver->Check(driver->ModuleGetFunction(&function, module_, name.c_str()),
+                    StrCat("finding kernel ", name).c_str()));
+  return function;
+}
+
+Error KernelModule::LaunchPointers(const char* name, Grid blocks, unsigned threads, CUstream stream,
+                                   void** arguments) const {
+  JQ_ASSIGN_OR_RETURN(const CUfunction function, Find(name));
+  return LaunchFunction(function, name, blocks, threads, stream, arguments);
+}
+
+Error LaunchFunction(CUfunction function, const char* name, KernelModule::Grid blocks,
+                     unsigned threads, CUstream stream, void** arguments) {
+  JQ_ASSIGN_OR_RETURN(const CudaDriver* driver, CudaDriver::Get());
+  const CUresult result = driver->LaunchKernel(function, blocks.x, blocks.y, blocks.z, threads, 1,
+                                               1, 0, stream, arguments, nullptr);
+  if (result == CUDA_SUCCESS) return Error::Success();
+  return driver->Check(result, StrCat("launching kernel ", name).c_str());
 }
 
 }  // namespace jax_qconv

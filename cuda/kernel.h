@@ -21,6 +21,9 @@ Error CheckNvrtc();
 ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
                                   int compute_capability);
 
+// Removes what it left on the disk for the next process.
+void ForgetCubin(const std::string& file_name, const std::string& source, int compute_capability);
+
 // The functions of one source, loaded into the current context. Cubins are cached on disk by
 // source, architecture and NVRTC version.
 class KernelModule {
@@ -34,6 +37,10 @@ class KernelModule {
   struct Grid {
     unsigned x = 1, y = 1, z = 1;
   };
+
+  // A function of the source, which is loaded by then.
+  ErrorOr<CUfunction> Find(const std::string& name) const;
+
   // Launches `name` with the arguments, each of exactly the type of the kernel's parameter.
   template <typename... Args>
   Error Launch(const char* name, Grid blocks, unsigned threads, CUstream stream,
@@ -49,5 +56,16 @@ class KernelModule {
 
   CUmodule module_;
 };
+
+// A function of one source with the size of its only launch.
+struct KernelSpec {
+  std::string file_name, function, source;
+  KernelModule::Grid blocks;
+  unsigned threads = 0;
+};
+
+// Launches a function on a stream; `arguments` point at its parameters.
+Error LaunchFunction(CUfunction function, const char* name, KernelModule::Grid blocks,
+                     unsigned threads, CUstream stream, void** arguments);
 
 }  // namespace jax_qconv

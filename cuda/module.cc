@@ -12,6 +12,7 @@
 #include "cuda_driver.h"
 #include "cudnn_graph.h"
 #include "cudnn_library.h"
+#include "engines.h"
 #include "kernel.h"
 #include "kernel_sources.h"
 #include "plan_name.h"
@@ -161,9 +162,24 @@ nb::bytes BuildWithoutDevice(const std::string& problem_text, const std::string&
   return nb::bytes(bytes.data(), bytes.size());
 }
 
-nb::bytes CompileCheckConv(int compute_capability) {
-  const std::string cubin = ValueOrThrow(WithoutGil(
-      [&] { return CompileCubin("check_conv.cu", kCheckConvSource, compute_capability); }));
+std::vector<std::string> OwnPlanTexts(const std::string& problem_text) {
+  return Texts(OwnPlans(ValueOrThrow(Problem::Parse(problem_text))));
+}
+
+nb::dict OwnKernelOf(const std::string& problem_text, const std::string& plan) {
+  const Problem problem = ValueOrThrow(Problem::Parse(problem_text));
+  const KernelSpec spec = ValueOrThrow(OwnKernel(problem, ValueOrThrow(PlanName::Parse(plan))));
+  nb::dict kernel;
+  kernel["source"] = spec.source;
+  kernel["function"] = spec.function;
+  kernel["blocks"] = spec.blocks.x;
+  kernel["threads"] = spec.threads;
+  return kernel;
+}
+
+nb::bytes Compile(const std::string& source, int compute_capability) {
+  const std::string cubin = ValueOrThrow(
+      WithoutGil([&] { return CompileCubin("kernel.cu", source, compute_capability); }));
   return nb::bytes(cubin.data(), cubin.size());
 }
 
@@ -194,10 +210,10 @@ NB_MODULE(_ext, m) {
       .def(nb::new_(&MakeTuner), nb::arg("problem"), nb::arg("device"))
       .def(
           "suggestions", [](const Tuner& t) { return Texts(ValueOrThrow(t.Suggestions())); },
-          "Names of the plans that cuDNN's heuristics suggest, best guess first.")
+          "Names of the plans that are worth a first try, best guess first.")
       .def(
           "configurations", [](const Tuner& t) { return Texts(ValueOrThrow(t.Configurations())); },
-          "The suggestions, then all other configurations of their engines.")
+          "The suggestions, then all other configurations.")
       .def("build", &BuildPlans, nb::arg("plans"),
            "Builds plans on all cores; for each what went wrong, or nothing.")
       .def(
@@ -215,8 +231,15 @@ NB_MODULE(_ext, m) {
   m.def("build_without_device", &BuildWithoutDevice, nb::arg("problem"),
         nb::arg("device_properties"), nb::arg("plan"),
         "A plan for a described GPU, with its compiled kernel, as bytes; needs no GPU.");
-  m.def("compile_check_conv", &CompileCheckConv, nb::arg("compute_capability"),
-        "The cubin of the checker's kernels; needs NVRTC, but no GPU.");
+  m.def("own_plans", &OwnPlanTexts, nb::arg("problem"),
+        "Names of the plans of own kernels for a problem, best guess first; needs no GPU.");
+  m.def("own_kernel", &OwnKernelOf, nb::arg("problem"), nb::arg("plan"),
+        "The source of a plan of own kernels, its function, blocks and threads; needs no GPU.");
+  m.def(
+      "checker_source", [] { return std::string(kCheckConvSource); },
+      "The source of the kernels that plans are verified by.");
+  m.def("compile_kernels", &Compile, nb::arg("source"), nb::arg("compute_capability"),
+        "The cubin of a source; needs NVRTC, but no GPU.");
   m.def(
       "handlers",
       [] {

@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "cudnn_graph.h"
+#include "engine.h"
 #include "plan_name.h"
 #include "problem.h"
 #include "status.h"
@@ -32,12 +32,12 @@ class Plan {
   const PlanName& name() const { return name_; }
 
  private:
-  Plan(PlanName name, int device, std::unique_ptr<CudnnGraph> graph)
-      : name_(std::move(name)), device_(device), graph_(std::move(graph)) {}
+  Plan(PlanName name, int device, std::unique_ptr<Executable> executable)
+      : name_(std::move(name)), device_(device), executable_(std::move(executable)) {}
 
   PlanName name_;
   int device_;
-  std::unique_ptr<CudnnGraph> graph_;
+  std::unique_ptr<Executable> executable_;
 };
 
 }  // namespace jax_qconv

@@ -7,13 +7,34 @@
 namespace jax_qconv {
 namespace {
 
-// Knobs that are set in practice, by a name; any other is written k<number>.
-constexpr std::pair<const char*, int64_t> kKnobNames[] = {
-    {"split_k", 17}, {"cfg", 24}, {"stream_k", 38}};
+// What engines call their knobs.
+struct EngineKnobs {
+  const char* engine;
+  std::vector<std::pair<const char*, int64_t>> names;
+  bool numbered;  // whether any other knob is written k<number>
+};
 
-std::string KnobName(int64_t number) {
-  for (const auto& [name, known] : kKnobNames) {
-    if (known == number) return name;
+const std::vector<EngineKnobs>& Engines() {
+  // Of cuDNN's knobs those that are set in practice.
+  static const auto* engines = new std::vector<EngineKnobs>{
+      {"cudnn", {{"split_k", 17}, {"cfg", 24}, {"stream_k", 38}}, true},
+      {"cudnn_bare", {{"split_k", 17}, {"cfg", 24}, {"stream_k", 38}}, true},
+      {"depthwise", {{"rows", 0}, {"cols", 1}}, false}};
+  return *engines;
+}
+
+const EngineKnobs* FindEngine(const std::string& name) {
+  for (const EngineKnobs& engine : Engines()) {
+    if (engine.engine == name) return &engine;
+  }
+  return nullptr;
+}
+
+std::string KnobName(const EngineKnobs* engine, int64_t number) {
+  if (engine != nullptr) {
+    for (const auto& [name, known] : engine->names) {
+      if (known == number) return name;
+    }
   }
   return StrCat("k", number);
 }
@@ -26,11 +47,12 @@ std::optional<int64_t> ParseInt(const std::string& text) {
   return number;
 }
 
-std::optional<int64_t> KnobNumber(const std::string& name) {
-  for (const auto& [known, number] : kKnobNames) {
+std::optional<int64_t> KnobNumber(const EngineKnobs& engine, const std::string& name) {
+  for (const auto& [known, number] : engine.names) {
     if (known == name) return number;
   }
-  return name.size() > 1 && name[0] == 'k' ? ParseInt(name.substr(1)) : std::nullopt;
+  return engine.numbered && name.size() > 1 && name[0] == 'k' ? ParseInt(name.substr(1))
+                                                              : std::nullopt;
 }
 
 std::vector<std::string> Split(const std::string& text, char separator) {
@@ -56,11 +78,14 @@ ErrorOr<PlanName> PlanName::Parse(const std::string& text) {
   }
   PlanName name;
   name.engine = parts[0];
-  if (name.engine != "cudnn" && name.engine != "cudnn_bare") {
-    return Unexpected(BadName(text, "names no known engine (cudnn, cudnn_bare)"));
+  const EngineKnobs* engine = FindEngine(name.engine);
+  if (engine == nullptr) {
+    std::string known;
+    for (const auto& one : Engines()) known += StrCat(known.empty() ? "" : ", ", one.engine);
+    return Unexpected(BadName(text, StrCat("names no known engine (", known, ")")));
   }
   if (parts.size() == 1 && name.engine != "cudnn") {
-    return Unexpected(BadName(text, "names no plan: only 'cudnn' alone stands for its best one"));
+    return Unexpected(BadName(text, "names no plan: only 'cudnn' alone stands for the best one"));
   }
   if (parts.size() >= 2) {
     name.index = ParseInt(parts[1]);
@@ -69,7 +94,7 @@ ErrorOr<PlanName> PlanName::Parse(const std::string& text) {
   if (parts.size() == 3) {
     for (const std::string& knob : Split(parts[2], ',')) {
       const std::vector<std::string> sides = Split(knob, '=');
-      const auto number = sides.size() == 2 ? KnobNumber(sides[0]) : std::nullopt;
+      const auto number = sides.size() == 2 ? KnobNumber(*engine, sides[0]) : std::nullopt;
       const auto value = sides.size() == 2 ? ParseInt(sides[1]) : std::nullopt;
       if (!number || !value) {
         return Unexpected(BadName(text, StrCat("has the knob '", knob, "' that can't be read")));
@@ -84,10 +109,11 @@ ErrorOr<PlanName> PlanName::Parse(const std::string& text) {
 
 std::string PlanName::ToString() const {
   if (!index) return engine;
+  const EngineKnobs* known = FindEngine(engine);
   std::string text = StrCat(engine, ":", *index);
   char separator = ':';
   for (const auto& [knob, value] : knobs) {
-    text += StrCat(separator, KnobName(knob), "=", value);
+    text += StrCat(separator, KnobName(known, knob), "=", value);
     separator = ',';
   }
   return text;

@@ -14,12 +14,13 @@ namespace jax_qconv {
 // engine [: index [: knob=value {, knob=value}]]
 //
 // Engines: "cudnn" is cuDNN's graph of the convolution and its epilogue; "cudnn_bare" is its
-// convolution alone, for int32 outputs. The index is cuDNN's own number of a kernel family.
-// "cudnn" without one is deferred: the fastest verified one of cuDNN's own suggestions.
+// convolution alone, for int32 outputs; "depthwise" are own kernels. The index is a kernel family,
+// by cuDNN's own number or that of the engine's header. "cudnn" without one is deferred: the
+// fastest verified one of what the problem's engines suggest, be they cuDNN or not.
 struct PlanName {
   std::string engine;
   std::optional<int64_t> index;
-  std::map<int64_t, int64_t> knobs;  // by cuDNN's number of the knob, so sorted
+  std::map<int64_t, int64_t> knobs;  // by number, cuDNN's own where they are its, so sorted
 
   static ErrorOr<PlanName> Parse(const std::string& text);
   std::string ToString() const;

@@ -269,6 +269,8 @@ ConvParams ParamsOf(const Problem& p) {
   params.activation = static_cast<int>(p.activation);
   params.slope = p.slope;
   params.offset = static_cast<int>(p.offset);
+  params.residual = p.residual;
+  params.residual_zero_point = p.residual_zero_point;
   params.activation_first = p.activation_first;
   params.requantize = p.requantize;
   return params;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "disk_cache.h"
+#include "engines.h"
 #include "plan_registry.h"
 #include "tuner.h"
 
@@ -71,16 +72,15 @@ ErrorOr<PlanPtr> BestSuggestion(const Problem& problem, int device) {
   if (best != nullptr) return best;
   return Unexpected(
       Error(ErrorCode::kUnimplemented,
-            StrCat("cuDNN has no plan that can run '", problem.text, "' exactly", reasons,
+            StrCat("no plan can run '", problem.text, "' exactly", reasons,
                    "; use implementation='reference', or another padding of the channels")));
 }
 
 // BestSuggestion, remembered on disk by its name.
 ErrorOr<PlanPtr> BestSuggestionOnce(const Problem& problem, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const int64_t cudnn, OpenCudnn());
+  JQ_ASSIGN_OR_UNEXPECTED(const std::string versions, EngineVersions(problem));
   JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
-  const std::string key =
-      StrCat(problem.text, " | ", info.name, " | cudnn ", CudnnVersionText(cudnn));
+  const std::string key = StrCat(problem.text, " | ", info.name, " | ", versions);
   if (const auto kept = ReadCache("suggested", key)) {
     if (const auto name = PlanName::Parse(*kept); name.has_value() && !name->deferred()) {
       if (auto plan = BuildVerified(problem, *name, device); plan.has_value()) return plan;

@@ -17,7 +17,7 @@ ErrorOr<std::string> Verify(const Problem& problem, const PlanName& name, int de
 
 // The plan to run a call with, built and verified. A pinned plan is used or refused; another one
 // that doesn't exist or isn't exact on this device, or is deferred, is replaced by the fastest of
-// cuDNN's suggestions that is exact.
+// its engines' suggestions that is exact.
 ErrorOr<PlanPtr> ResolvePlan(const Problem& problem, const PlanName& name, bool pinned, int device);
 
 }  // namespace jax_qconv

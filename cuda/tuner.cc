@@ -7,30 +7,34 @@
 #include <thread>
 
 #include "disk_cache.h"
+#include "engines.h"
 
 namespace jax_qconv {
 namespace {
 
 constexpr char kExact[] = "exact";
 
-ErrorOr<std::unique_ptr<CudnnGraph>> GraphOn(const Problem& problem, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const auto handle, HandlePool::Of(device).BorrowForBuilding());
-  return CudnnGraph::Create(problem, "cudnn", handle.get());
-}
+using Ask = ErrorOr<std::vector<PlanName>> (Engine::*)(const Problem&, int) const;
 
-// Heuristics and their fallback may offer a plan twice.
-void AddNew(std::vector<PlanName> more, std::vector<PlanName>& names, std::set<std::string>& seen) {
-  for (PlanName& name : more) {
-    if (seen.insert(name.ToString()).second) names.push_back(std::move(name));
+// What the engines answer, each plan once: heuristics and their fallback may offer one twice.
+ErrorOr<std::vector<PlanName>> AskEngines(Ask ask, const Problem& problem, int device) {
+  JQ_ASSIGN_OR_UNEXPECTED(const ScopedDevice scope, ScopedDevice::Enter(device));
+  std::vector<PlanName> names;
+  std::set<std::string> seen;
+  for (const Engine* engine : EnginesFor(problem)) {
+    JQ_ASSIGN_OR_UNEXPECTED(const auto more, (engine->*ask)(problem, device));
+    for (const PlanName& name : more) {
+      if (seen.insert(name.ToString()).second) names.push_back(name);
+    }
   }
+  return names;
 }
 
 }  // namespace
 
 ErrorOr<std::unique_ptr<Tuner>> Tuner::Create(const Problem& problem, int device) {
-  JQ_ASSIGN_OR_UNEXPECTED(const int64_t cudnn, OpenCudnn());
   JQ_ASSIGN_OR_UNEXPECTED(DeviceInfo info, GetDeviceInfo(device));
-  return std::unique_ptr<Tuner>(new Tuner(problem, device, std::move(info), cudnn));
+  return std::unique_ptr<Tuner>(new Tuner(problem, device, std::move(info)));
 }
 
 Tuner::~Tuner() {
@@ -41,29 +45,11 @@ Tuner::~Tuner() {
 }
 
 ErrorOr<std::vector<PlanName>> Tuner::Suggestions() const {
-  JQ_ASSIGN_OR_UNEXPECTED(const ScopedDevice scope, ScopedDevice::Enter(device_));
-  JQ_ASSIGN_OR_UNEXPECTED(const auto graph, GraphOn(problem_, device_));
-  JQ_ASSIGN_OR_UNEXPECTED(auto suggestions, graph->Suggest());
-  std::vector<PlanName> names;
-  std::set<std::string> seen;
-  AddNew(std::move(suggestions), names, seen);
-  return names;
+  return AskEngines(&Engine::Suggestions, problem_, device_);
 }
 
 ErrorOr<std::vector<PlanName>> Tuner::Configurations() const {
-  JQ_ASSIGN_OR_UNEXPECTED(const ScopedDevice scope, ScopedDevice::Enter(device_));
-  JQ_ASSIGN_OR_UNEXPECTED(const auto graph, GraphOn(problem_, device_));
-  JQ_ASSIGN_OR_UNEXPECTED(const auto suggestions, graph->Suggest());
-  std::vector<PlanName> names;
-  std::set<std::string> seen;
-  AddNew(suggestions, names, seen);
-  std::set<int64_t> engines;
-  for (const PlanName& name : suggestions) {
-    if (!engines.insert(*name.index).second) continue;
-    JQ_ASSIGN_OR_UNEXPECTED(auto configurations, graph->Configurations(*name.index));
-    AddNew(std::move(configurations), names, seen);
-  }
-  return names;
+  return AskEngines(&Engine::Configurations, problem_, device_);
 }
 
 std::vector<Error> Tuner::Build(const std::vector<PlanName>& names) {
@@ -106,7 +92,8 @@ ErrorOr<std::vector<Verdict>> Tuner::Verify(const std::vector<PlanName>& names) 
   std::vector<Launch> launches;
   std::vector<size_t> unknown;
   for (size_t i = 0; i < names.size(); ++i) {
-    if (const auto kept = ReadCache("verdicts", VerdictKey(names[i]))) {
+    JQ_ASSIGN_OR_UNEXPECTED(const std::string key, VerdictKey(names[i]));
+    if (const auto kept = ReadCache("verdicts", key)) {
       if (*kept != kExact) verdicts[i] = {Verdict::kWrong, *kept};
       continue;
     }
@@ -122,8 +109,8 @@ ErrorOr<std::vector<Verdict>> Tuner::Verify(const std::vector<PlanName>& names) 
     Verdict& verdict = verdicts[unknown[i]] = std::move(found[i]);
     // That a plan couldn't be launched may pass.
     if (verdict.outcome == Verdict::kNotRun) continue;
-    WriteCache("verdicts", VerdictKey(names[unknown[i]]),
-               verdict.outcome == Verdict::kExact ? kExact : verdict.reason);
+    JQ_ASSIGN_OR_UNEXPECTED(const std::string key, VerdictKey(names[unknown[i]]));
+    WriteCache("verdicts", key, verdict.outcome == Verdict::kExact ? kExact : verdict.reason);
   }
   return verdicts;
 }
@@ -159,12 +146,13 @@ ErrorOr<Launch> Tuner::LaunchOf(const PlanName& name) const {
   });
 }
 
-// What decides whether a plan is exact: the problem, its kernel (which cuDNN has NVRTC compile),
-// the GPU, and how it is verified. A verdict is believed for as long as its key is the same.
-std::string Tuner::VerdictKey(const PlanName& name) const {
+// What decides whether a plan is exact: the problem, its kernel, the GPU, and how it is verified. A
+// verdict is believed for as long as its key is the same.
+ErrorOr<std::string> Tuner::VerdictKey(const PlanName& name) const {
+  JQ_ASSIGN_OR_UNEXPECTED(const Engine* engine, EngineOf(name));
+  JQ_ASSIGN_OR_UNEXPECTED(const std::string version, engine->Version());
   return StrCat(problem_.text, " | ", name.ToString(), " | ", info_.name, " sm_",
-                info_.compute_capability, " | cudnn ", CudnnVersionText(cudnn_), " graph ",
-                kCudnnGraphVersion, " nvrtc ", NvrtcVersion(), " | checker ", Checker::Version());
+                info_.compute_capability, " | ", version, " | checker ", Checker::Version());
 }
 
 }  // namespace jax_qconv

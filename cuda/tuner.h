@@ -25,10 +25,10 @@ class Tuner {
   // Takes no memory of the GPU before Verify or Time.
   static ErrorOr<std::unique_ptr<Tuner>> Create(const Problem& problem, int device);
 
-  // What cuDNN's heuristics suggest, best guess first.
+  // What the problem's engines suggest, best guess first.
   ErrorOr<std::vector<PlanName>> Suggestions() const;
 
-  // The suggestions, then all other configurations of the engines they are from.
+  // The suggestions, then all other configurations.
   ErrorOr<std::vector<PlanName>> Configurations() const;
 
   // Builds plans on all cores, or loads them. For each the error, or success.
@@ -52,16 +52,15 @@ class Tuner {
   PlanPtr Find(const PlanName& name) const;
 
  private:
-  Tuner(const Problem& problem, int device, DeviceInfo info, int64_t cudnn)
-      : problem_(problem), device_(device), info_(std::move(info)), cudnn_(cudnn) {}
+  Tuner(const Problem& problem, int device, DeviceInfo info)
+      : problem_(problem), device_(device), info_(std::move(info)) {}
   ErrorOr<Checker*> GetChecker();
   ErrorOr<Launch> LaunchOf(const PlanName& name) const;
-  std::string VerdictKey(const PlanName& name) const;
+  ErrorOr<std::string> VerdictKey(const PlanName& name) const;
 
   Problem problem_;
   int device_;
   DeviceInfo info_;
-  int64_t cudnn_;
   std::map<std::string, PlanPtr> plans_;  // by name
   std::optional<Checker> checker_;
 };

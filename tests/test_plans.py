@@ -70,6 +70,23 @@ def problem(n=1):
     )
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "groups", "known"),
+    [
+        ((8, 56, 56, 64), (64, 3, 3, 64), 1, True),
+        ((8, 56, 56, 64), (64, 3, 3, 1), 64, False),
+        ((8, 56, 56, 64), (64, 3, 3, 32), 2, False),
+        ((8, 56, 56, 8, 64), (64, 3, 3, 1, 64), 1, False),
+    ],
+)
+def test_the_model_knows_dense_convolutions_of_two_axes(x_shape, w_shape, groups, known):
+    axes = len(x_shape) - 2
+    shapes = {"x_shape": x_shape, "w_shape": w_shape, "groups": groups, "padding": "SAME"}
+    steps = {"strides": (1,) * axes, "dilation": (1,) * axes}
+    made = Problem.make(**shapes, **steps, out_dtype="int8", activation="none")
+    assert bool(_plan_model.rank(made, 90)) == known
+
+
 def store(problem, plan=STORED, target=TARGET):
     ranking = [{"plan": plan, "us": 5.0, "rejected": None}]
     entry = Entry.of_ranking(str(problem), target, ranking, tried="all")

@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(kLanes* kLanes)
       const int pixel = first_pixel + pixel_lane + i * kLanes;
       const int channel = first_channel + channel_lane + j * kLanes;
       if (pixel >= pixels(t) || channel >= t.k) continue;
-      finish(t, o, acc[i][j], channel, static_cast<long long>(pixel) * t.k + channel);
+      finish<double>(t, o, acc[i][j], channel, static_cast<long long>(pixel) * t.k + channel);
     }
   }
 }
@@ -103,7 +103,7 @@ extern "C" __global__ void reference_grouped(ConvParams t, Operands o) {
       const signed char* from = x + seen * t.c + channel / outputs * channels;
       for (int c = 0; c < channels; ++c) acc += from[c] * row[tap * channels + c];
     }
-    finish(t, o, acc, channel, at);
+    finish<double>(t, o, acc, channel, at);
   }
 }
 

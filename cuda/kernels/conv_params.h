@@ -16,6 +16,7 @@ struct ConvParams {
   int activation;                      // Activation of problem.h
   float slope;                         // of leaky relu
   int offset;                          // Offset of problem.h
+  int residual, residual_zero_point;   // whether there are r and z_r
   int activation_first;                // whether the residual is added after the activation
   int requantize;                      // whether m_y and b_y follow
 };

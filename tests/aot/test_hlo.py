@@ -54,6 +54,16 @@ def test_every_epilogue_is_inside_the_custom_call(net, activation, out_dtype):
     assert h100.instructions(h100.compile(block, *h100.shapes((x, bound)))) == ["custom-call"]
 
 
+def test_a_depthwise_convolution_is_one_custom_call_whose_plan_each_device_chooses(net):
+    x, _ = net
+    packed = q.prepack(jnp.ones((3, 3, 1, CHANNELS)), groups=CHANNELS)
+    hlo = h100.compile(
+        values(q.qconv), *h100.shapes((x, packed.bind(x_scale=0.1, out_scale=0.1)))
+    )
+    assert h100.instructions(hlo) == ["custom-call"]
+    assert f"groups={CHANNELS}" in hlo and 'plan = "cudnn"' in hlo
+
+
 def test_the_accumulator_is_one_custom_call(net):
     x, _ = net
     packed = q.prepack(jnp.ones((3, 3, CHANNELS, CHANNELS)))

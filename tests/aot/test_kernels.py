@@ -1,19 +1,137 @@
-"""Every own kernel compiles for every supported architecture, without a GPU."""
+"""Every own kernel compiles for every supported architecture, without a GPU, and spills nothing."""
 
+from __future__ import annotations
+
+import cubin
 import pytest
 
 from jax_qconv import _native
+from jax_qconv._problem import Problem
+
+ARCHITECTURES = [80, 86, 89, 90, 100, 120]
+NET = 90  # where everything is compiled
 
 
-@pytest.mark.parametrize("compute_capability", [80, 86, 89, 90, 100, 120])
-def test_the_checker_compiles(compute_capability):
-    extension = _native.extension()
+def depthwise(
+    kernel=3, stride=1, *, rank=2, multiplier=1, dilation=1, n=32, size=28, **fields
+) -> str:
+    channels = 64
+    fields = {"out_dtype": "int8", "activation": "relu"} | fields
+    return str(
+        Problem.make(
+            x_shape=(n, *[size, size, 6][:rank], channels),
+            w_shape=(channels * multiplier, *[kernel] * rank, 1),
+            strides=(stride,) * rank,
+            padding="SAME",
+            dilation=(dilation,) * rank,
+            groups=channels,
+            **fields,
+        )
+    )
+
+
+TILED = {
+    "3x3": depthwise(),
+    "3x3/2": depthwise(stride=2),
+    "5x5": depthwise(5),
+    "5x5/2": depthwise(5, 2),
+    "7x7": depthwise(7),
+    "7x7/2": depthwise(7, 2),
+    "dilated": depthwise(dilation=2),
+    "small": depthwise(n=1, size=7),
+    "large": depthwise(n=128, size=112),
+    "int32": depthwise(out_dtype="int32", activation="none"),
+    "float32": depthwise(out_dtype="float32"),
+    "bfloat16": depthwise(out_dtype="bfloat16", activation="clip"),
+    "float16": depthwise(out_dtype="float16", activation="leaky_relu", slope=0.1),
+    "residual": depthwise(residual=True, residual_zero_point=True, activation_first=True),
+    "zero-point": depthwise(offset="map", activation="prelu"),
+    "zero-point-7x7": depthwise(7, offset="channel", residual=True),
+    "hard-swish": depthwise(activation="hard_swish", requantize=True),
+    "silu": depthwise(activation="silu", requantize=True),
+    "gelu": depthwise(5, activation="gelu", requantize=True, residual=True),
+}
+GENERAL = {
+    "multiplier": depthwise(multiplier=2, offset="map", residual=True, activation="silu"),
+    "3-D": depthwise(rank=3, activation="prelu", out_dtype="bfloat16"),
+}
+PROBLEMS = TILED | GENERAL
+EVERYWHERE = ["3x3", "7x7", "bfloat16", "silu", "3-D"]
+
+
+def compiled(source: str, compute_capability: int) -> bytes:
     try:
-        cubin = extension.compile_check_conv(compute_capability)
+        return _native.extension().compile_kernels(source, compute_capability)
     except RuntimeError as error:
         if "NVRTC" in str(error) and "can't be loaded" in str(error):
             pytest.skip(str(error))
         raise
-    assert cubin[:4] == b"\x7fELF"
-    for name in (b"reference_conv", b"fill", b"compare"):
-        assert name in cubin
+
+
+def usage(problem: str, plan: str, compute_capability: int) -> dict[str, int]:
+    kernel = _native.extension().own_kernel(problem, plan)
+    return cubin.usage(compiled(kernel["source"], compute_capability), kernel["function"])
+
+
+@pytest.mark.parametrize("compute_capability", ARCHITECTURES)
+def test_the_checker_compiles(compute_capability):
+    code = compiled(_native.extension().checker_source(), compute_capability)
+    for name in ("reference_conv", "reference_grouped", "fill", "spin", "compare"):
+        assert cubin.usage(code, name)["code"] > 0
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_a_first_call_tries_spills_nothing(name):
+    plans = _native.extension().own_plans(PROBLEMS[name])
+    assert (len(plans) > 6) == (name in TILED) and plans[-1] == "depthwise:1"
+    for plan in [*plans[:6], plans[-1]]:
+        assert usage(PROBLEMS[name], plan, NET)["frame"] == 0, plan
+
+
+@pytest.mark.parametrize("compute_capability", [c for c in ARCHITECTURES if c != NET])
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_the_best_guess_spills_nothing_anywhere(name, compute_capability):
+    best = _native.extension().own_plans(PROBLEMS[name])[0]
+    assert usage(PROBLEMS[name], best, compute_capability)["frame"] == 0
+
+
+def test_a_memory_bound_kernel_leaves_room_for_many_threads():
+    best = _native.extension().own_plans(TILED["large"])[0]
+    assert usage(TILED["large"], best, NET)["registers"] <= 96
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_plan_names_are_spelled_as_they_are_parsed(name):
+    extension = _native.extension()
+    plans = extension.own_plans(PROBLEMS[name])
+    assert [extension.parse_plan(plan) for plan in plans] == plans
+    assert len(set(plans)) == len(plans)
+
+
+DENSE = "x=1,8,8,16 w=16,3,3,16 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 out=int8 "
+DENSE += "activation=none slope=0.0 residual=0"
+
+
+@pytest.mark.parametrize(
+    ("problem", "plan", "message"),
+    [
+        (DENSE, "depthwise:1", "its groups aren't of one input channel each"),
+        (TILED["3x3"], "depthwise:0", "needs both rows= and cols="),
+        (TILED["3x3"], "depthwise:0:rows=0,cols=1", "must be from 1 to"),
+        (TILED["3x3"], "depthwise:0:rows=7,cols=56", "too large for the registers"),
+        (TILED["3x3"], "depthwise:2", "there are depthwise:0:rows="),
+        (TILED["3x3"], "depthwise:1:rows=4", "there are depthwise:0:rows="),
+        (TILED["3x3"], "depthwise:0:cfg=4", "the knob 'cfg=4' that can't be read"),
+        (TILED["3x3"], "depthwise", "only 'cudnn' alone stands for the best one"),
+        (TILED["3x3"], "cudnn:4", "isn't one of an engine with own kernels"),
+        (GENERAL["3-D"], "depthwise:0:rows=4,cols=4", "tiles are for two axes"),
+        (GENERAL["multiplier"], "depthwise:0:rows=4,cols=4", "one output for each input channel"),
+    ],
+)
+def test_a_plan_that_does_not_fit_says_why(problem, plan, message):
+    with pytest.raises(ValueError, match=message):
+        _native.extension().own_kernel(problem, plan)
+
+
+def test_other_problems_have_no_own_kernels():
+    assert _native.extension().own_plans(DENSE) == []

@@ -1,0 +1,26 @@
+// The engines there are, and which of them a problem goes to.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "kernel.h"
+
+namespace jax_qconv {
+
+// Those whose plans are tried for a problem.
+std::vector<const Engine*> EnginesFor(const Problem& problem);
+
+// Their versions.
+ErrorOr<std::string> EngineVersions(const Problem& problem);
+
+// The engine of a plan. A name that was parsed has one.
+ErrorOr<const Engine*> EngineOf(const PlanName& name);
+
+// Of the engines with own kernels, without a GPU: the names of all plans, and the kernel of one.
+std::vector<PlanName> OwnPlans(const Problem& problem);
+ErrorOr<KernelSpec> OwnKernel(const Problem& problem, const PlanName& name);
+
+}  // namespace jax_qconv

@@ -1,0 +1,86 @@
+#include "kernel_engine.h"
+
+#include <algorithm>
+
+#include "disk_cache.h"
+
+namespace jax_qconv {
+namespace {
+
+class KernelExecutable : public Executable {
+ public:
+  KernelExecutable(KernelModule module, CUfunction function, const KernelSpec& spec)
+      : module_(std::move(module)),
+        function_(function),
+        name_(spec.function),
+        blocks_(spec.blocks),
+        threads_(spec.threads) {}
+
+  Error Launch(const Operands& operands, CUstream stream) const override {
+    void* arguments[] = {const_cast<Operands*>(&operands)};
+    return LaunchFunction(function_, name_.c_str(), blocks_, threads_, stream, arguments);
+  }
+
+ private:
+  KernelModule module_;
+  CUfunction function_;  // of the module
+  std::string name_;
+  KernelModule::Grid blocks_;
+  unsigned threads_;
+};
+
+class KernelEngine : public Engine {
+ public:
+  explicit KernelEngine(const KernelSource& source) : source_(source) {}
+
+  ErrorOr<std::vector<PlanName>> Suggestions(const Problem& problem, int) const override {
+    std::vector<PlanName> names = source_.plans(problem);
+    names.resize(std::min(names.size(), source_.suggested));
+    return names;
+  }
+
+  ErrorOr<std::vector<PlanName>> Configurations(const Problem& problem, int) const override {
+    return source_.plans(problem);
+  }
+
+  ErrorOr<std::unique_ptr<Executable>> Build(const Problem& problem, const PlanName& name,
+                                             int device) const override {
+    auto executable = TryBuild(problem, name, device);
+    if (executable.has_value()) return executable;
+    return Unexpected(Annotate(executable.error(), StrCat("building plan '", name.ToString(),
+                                                          "' for '", problem.text, "'")));
+  }
+
+  // Its cubin, which CompileCubin keeps.
+  void Forget(const Problem& problem, const PlanName& name, int device) const override {
+    const auto info = GetDeviceInfo(device);
+    const auto spec = source_.kernel(problem, name);
+    if (!info.has_value() || !spec.has_value()) return;
+    ForgetCubin(spec->file_name, spec->source, info->compute_capability);
+  }
+
+  ErrorOr<std::string> Version() const override {
+    return StrCat(source_.name, " ", HexHash(source_.source), " nvrtc ", NvrtcVersion());
+  }
+
+ private:
+  ErrorOr<std::unique_ptr<Executable>> TryBuild(const Problem& problem, const PlanName& name,
+                                                int device) const {
+    JQ_ASSIGN_OR_UNEXPECTED(const KernelSpec spec, source_.kernel(problem, name));
+    JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
+    JQ_ASSIGN_OR_UNEXPECTED(KernelModule module, KernelModule::Load(spec.file_name, spec.source,
+                                                                    info.compute_capability));
+    JQ_ASSIGN_OR_UNEXPECTED(const CUfunction function, module.Find(spec.function));
+    return std::unique_ptr<Executable>(new KernelExecutable(std::move(module), function, spec));
+  }
+
+  const KernelSource& source_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> MakeKernelEngine(const KernelSource& source) {
+  return std::make_unique<KernelEngine>(source);
+}
+
+}  // namespace jax_qconv

@@ -1,0 +1,27 @@
+// Engines of own kernels: what each has to say, and how its plans are built.
+
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "kernel.h"
+
+namespace jax_qconv {
+
+// An engine that makes the source of a kernel for a problem. Needs no GPU.
+struct KernelSource {
+  std::string name;    // in plan names
+  std::string source;  // that all its kernels are made of
+  // All plans, best guess first; of these so many are suggested.
+  std::vector<PlanName> (*plans)(const Problem& problem);
+  size_t suggested;
+  ErrorOr<KernelSpec> (*kernel)(const Problem& problem, const PlanName& name);
+};
+
+// `source` lives as long as the process.
+std::unique_ptr<Engine> MakeKernelEngine(const KernelSource& source);
+
+}  // namespace jax_qconv

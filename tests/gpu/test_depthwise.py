@@ -1,0 +1,65 @@
+"""Depthwise convolutions on a GPU: own kernels, chosen and named."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from cases import Case
+from depthwise_cases import CASES, TRANSCENDENTAL, depthwise
+
+from jax_qconv import _native, _primitive
+
+LARGER = [
+    Case(depthwise(56, 56, 64, 3, n=8), activation="relu"),
+    Case(depthwise(57, 55, 72, 3, 2, n=4), residual=True, zero_points=("x", "out")),
+    Case(depthwise(29, 31, 240, 5, n=4), activation="hard_swish"),
+    Case(depthwise(14, 14, 960, 7, n=2), out_dtype="bfloat16", zero_points=("x",)),
+    Case(depthwise(7, 7, 1280, 3, n=1), activation="clip"),
+]
+
+
+def problem_of(case: Case, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The problem that the call has."""
+    problems = []
+    bind = _primitive.bind
+    with monkeypatch.context() as patch:
+        patch.setattr(_primitive, "bind", lambda p, o, **e: problems.append(p) or bind(p, o, **e))
+        case.run(jit=False, implementation="reference")
+    return str(problems[-1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.geometry.w_shape}")
+def test_a_call_gives_the_right_bytes(case, account):
+    account.same(case.run(jit=True, implementation="cudnn"), case.expected())
+
+
+@pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.geometry.w_shape}")
+def test_every_plan_is_exact(case, account, monkeypatch):
+    problem, extension = problem_of(case, monkeypatch), _native.extension()
+    plans = extension.own_plans(problem)
+    assert {plan: extension.verify(problem, plan, 0) for plan in plans} == dict.fromkeys(plans, "")
+    for plan in (plans[0], plans[-1]):
+        account.same(case.run(jit=True, plan=plan), case.expected())
+
+
+@pytest.mark.parametrize("case", TRANSCENDENTAL, ids=lambda case: f"{case.activation}")
+def test_functions_without_one_right_result_pass_the_checker(case, monkeypatch):
+    problem, extension = problem_of(case, monkeypatch), _native.extension()
+    plans = extension.own_plans(problem)
+    assert {plan: extension.verify(problem, plan, 0) for plan in plans} == dict.fromkeys(plans, "")
+
+
+def test_the_tuner_offers_own_kernels_only(monkeypatch):
+    problem, extension = problem_of(LARGER[0], monkeypatch), _native.extension()
+    tuner = extension.Tuner(problem, 0)
+    assert tuner.configurations() == extension.own_plans(problem)
+    assert tuner.suggestions() == extension.own_plans(problem)[:6]
+    assert tuner.build(tuner.suggestions()) == [""] * 6
+    assert tuner.verify(tuner.suggestions()) == [""] * 6
+    assert all(tuner.time(plan, 10) > 0 for plan in tuner.suggestions())
+
+
+def test_a_plan_of_another_engine_is_refused_and_the_next_call_works(account):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cuDNN"):
+        LARGER[0].run(jit=True, plan="cudnn:4:cfg=26")
+    account.same(LARGER[0].run(jit=True), LARGER[0].expected())
