@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_qconv import _spec
 from jax_qconv._activation import Activation, as_activation
-from jax_qconv._arrays import as_array, check_scale, check_zero_point
+from jax_qconv._arrays import as_array, check_scale, check_zero_point, is_concrete
 from jax_qconv._fold import RESIDUAL_MODES, Constants, Epilogue, fold
 
 
@@ -28,6 +29,7 @@ class Binding:
         out_scale, out_zero_point: of an int8 output, or None.
         residual_scale, residual_zero_point: of the residual, or None without one.
         epilogue: what follows the accumulation.
+        input_size: spatial sizes of the input that the offset is for, or None for all.
     """
 
     constants: Constants
@@ -39,15 +41,16 @@ class Binding:
     residual_scale: Any
     residual_zero_point: Any
     epilogue: Epilogue = dataclasses.field(metadata={"static": True})
+    input_size: _spec.Ints | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def activation(self) -> Activation:
-        """That is fused."""
+        """The activation that is fused."""
         return self.epilogue.activation
 
     @property
     def out_dtype(self) -> str:
-        """Of the output."""
+        """Dtype of the output."""
         return self.epilogue.out_dtype
 
     @classmethod
@@ -65,7 +68,7 @@ class Binding:
         out_zero_point: Any,
         residual_scale: Any,
         residual_zero_point: Any,
-        residual_mode: str,
+        residual_mode: str | None,
         activation: Activation | str | None,
         slopes: Any,
         out_dtype: Any,
@@ -78,10 +81,12 @@ class Binding:
                 "out_dtype='int32' is the bare accumulator and has nothing to bind; "
                 "call qconv(x, packed, out_dtype='int32') with the unbound pack."
             )
-        if residual_mode not in RESIDUAL_MODES:
+        if residual_mode not in (None, *RESIDUAL_MODES):
             raise ValueError(
                 f"residual_mode={residual_mode!r} is not known; use one of {list(RESIDUAL_MODES)}."
             )
+        if residual_mode is not None and residual_scale is None:
+            raise ValueError(f"residual_mode={residual_mode!r} was given without a residual.")
         for name, zero, scale in (
             ("out_zero_point", out_zero_point, out_scale),
             ("residual_zero_point", residual_zero_point, residual_scale),
@@ -101,7 +106,7 @@ class Binding:
         epilogue = Epilogue(
             activation=activation,
             out_dtype=dtype,
-            residual_mode=None if residual_scale is None else residual_mode,
+            residual_mode=None if residual_scale is None else residual_mode or "add",
             out_zero_point=out_zero_point is not None,
             residual_zero_point=residual_zero_point is not None,
         )
@@ -148,4 +153,6 @@ def _check_slopes(slopes: Any, activation: Activation, channels: int) -> jax.Arr
         raise ValueError(
             f"slopes must be floats of shape [{channels}], got {slopes.dtype}{list(slopes.shape)}."
         )
+    if is_concrete(slopes) and not np.isfinite(np.asarray(slopes)).all():
+        raise ValueError("slopes hold NaN or infinite values.")
     return jnp.asarray(slopes, jnp.float32)

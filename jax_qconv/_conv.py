@@ -14,6 +14,7 @@ from jax_qconv._arrays import as_array, check_zero_point, pad_channels
 from jax_qconv._binding import Binding
 from jax_qconv._fold import Constants
 from jax_qconv._packed_conv import PackedConv, check_format
+from jax_qconv._problem import ACCUMULATOR
 from jax_qconv._quantize import QTensor, quantize
 from jax_qconv._resolve import resolve_binding
 
@@ -42,12 +43,16 @@ def qconv(
     y = act(fma(r - z_r, m_r, fma(float32(acc), m[k], b[k]))) in float32, where
     m = x_scale * weight_scale / out_scale, b = bias / out_scale + z_y, m_r = residual_scale /
     out_scale (out_scale = 1, z_y = 0 for float outputs), each computed in float64 and rounded once.
+    With residual_mode "average" m, bias and m_r are half of that; with "add_after_activation"
+    y = fma(r - z_r, m_r, act(fma(float32(acc), m[k], b[k]))).
     An int8 output rounds half to even and saturates to [-128, 127]; float outputs round y half
-    to even. int32 is the bare accumulator. Activations that don't scale (hard_swish, hard_sigmoid,
-    sigmoid, tanh, silu, gelu, and around an output zero point leaky_relu and prelu) run in real
-    units, with out_scale = 1 and z_y = 0 above, and end in fma(y, 1 / out_scale, z_y). sigmoid,
-    tanh, silu and gelu are computed by each engine in its own way: there, outputs that are close
-    to a tie may differ by one step.
+    to even. int32 is the bare accumulator.
+
+    Activations that don't scale run in real units, with out_scale = 1 and z_y = 0 above, and end in
+    fma(y, 1 / out_scale, z_y): hard_sigmoid, min(max(fma(y, float32(1/6), 0.5), 0), 1); hard_swish,
+    y times that; sigmoid, tanh, silu, gelu; and around an output zero point leaky_relu, prelu, and
+    any activation that the residual is added after. sigmoid, tanh, silu and gelu are computed by
+    each engine in its own way: there, outputs that are close to a tie may differ by one step.
 
     Args:
         x: ``[N, H, W, C; int8]`` (``[N, W, C]`` for 1-D, ``[N, D, H, W, C]`` for 3-D weights; N
@@ -117,7 +122,7 @@ def _convolve(
 ) -> jax.Array:
     """The call, in the form that the weights are packed in. ``[N, P, Q, K as stored]``."""
     size, form = values.shape[1:-1], packed.form
-    fields: dict[str, Any] = _ACCUMULATOR if binding is None else binding.epilogue.fields
+    fields: dict[str, Any] = ACCUMULATOR if binding is None else binding.epilogue.fields
     problem = packed.problem(values.shape, **fields)
     operands: dict[str, Any] = {"x": values, "w": packed.weight}
     if form is not None:
@@ -130,11 +135,10 @@ def _convolve(
         problem.check()
         if offset is None:
             offset = packed.offset(values.shape, zero_point)
-        if offset.shape != problem.offset_shape:
+        elif binding is not None and binding.input_size not in (None, size):
             raise ValueError(
-                f"packed was bound for another input_size than {size}: its zero point's correction "
-                f"has shape {list(offset.shape)}, not {list(problem.offset_shape)}. Bind it for "
-                "this size, or with input_size=None."
+                f"packed was bound for input_size={binding.input_size}, but x is of size {size}. "
+                "Bind it for this size, or with input_size=None."
             )
         operands["z"] = offset
     if binding is not None:
@@ -142,7 +146,7 @@ def _convolve(
         for field in dataclasses.fields(Constants):
             operands[field.name] = getattr(constants, field.name)
     if residual is not None:
-        out_shape = len(values), *packed.out_size(size), packed.out_channels
+        out_shape = values.shape[0], *packed.out_size(size), packed.out_channels
         operands["r"] = _residual_values(residual, out_shape, packed)
     shapes = {"x": problem.x_shape, "w": problem.w_shape, "r": problem.out_shape}
     operands |= {name: operands[name].reshape(s) for name, s in shapes.items() if name in operands}
@@ -150,9 +154,6 @@ def _convolve(
     if packed.rank == 1:
         out = out[:, 0]
     return out if form is None else form.out(out, size, packed.padding)
-
-
-_ACCUMULATOR = {"out_dtype": "int32", "activation": "none", "slope": 0.0, "residual": False}
 
 
 def _check_engine(implementation: Any, plan: Any, autotune: Any) -> dict[str, Any]:
@@ -182,9 +183,9 @@ def _as_qtensor(x: Any, packed: PackedConv, x_scale: Any, x_zero_point: Any) -> 
             check_zero_point("x.zero_point", x.zero_point)
         return _map_values(lambda v: jnp.asarray(as_array("x", v)), x)
     values = jnp.asarray(as_array("x", x))
-    binding = packed.binding
-    if x_scale is None and binding is not None:
-        x_scale, x_zero_point = binding.x_scale, binding.x_zero_point
+    if packed.binding is not None:
+        x_scale = packed.binding.x_scale if x_scale is None else x_scale
+        x_zero_point = packed.binding.x_zero_point if x_zero_point is None else x_zero_point
     if jnp.issubdtype(values.dtype, jnp.floating):
         if x_scale is None:
             raise TypeError(

@@ -15,7 +15,7 @@ DENSE_CHANNELS = 256
 """Up to so many channels all groups become one: the matrix units are fast enough to waste."""
 
 BLOCK_CHANNELS = 64
-"""Beyond that, merged groups have at least so many."""
+"""Beyond that, merged groups have at least so many, if any between these two numbers does."""
 
 
 def merge_by_rule(channels: int, out_channels: int, groups: int) -> int:
@@ -27,13 +27,15 @@ def merge_by_rule(channels: int, out_channels: int, groups: int) -> int:
         return 1
     if max(channels, out_channels) <= DENSE_CHANNELS:
         return groups
-    for merge in range(1, groups):
-        if groups % merge == 0:
-            least = min(channels, out_channels) // groups * merge
-            suits = why_not(channels, out_channels, groups, merge) is None
-            if least >= BLOCK_CHANNELS and suits:
-                return merge
-    return groups
+    suited = [
+        merge
+        for merge in range(1, groups + 1)
+        if why_not(channels, out_channels, groups, merge) is None
+    ]
+    width = min(channels, out_channels) // groups
+    wide = [m for m in suited if BLOCK_CHANNELS <= width * m <= DENSE_CHANNELS]
+    narrow = [m for m in suited if width * m < BLOCK_CHANNELS]
+    return min(wide) if wide else max(narrow) if narrow else min(suited)
 
 
 def why_not(channels: int, out_channels: int, groups: int, merge: int) -> str | None:
@@ -43,17 +45,26 @@ def why_not(channels: int, out_channels: int, groups: int, merge: int) -> str | 
     if merge == groups or (merge == 1 and channels == groups):
         return None  # dense, or depthwise
     block = channels // groups * merge, out_channels // groups * merge
-    for name, size, count in zip("CK", block, (channels, out_channels), strict=True):
+    for name, size in zip("CK", block, strict=True):
         if size % 4:
             return f"merged groups would have {name}={size}, which isn't a multiple of 4"
-        if padded_channels(count) % size:
-            return (
-                f"{count} channels are stored as {padded_channels(count)}, which merged groups of "
-                f"{size} don't divide"
-            )
-    if padded_channels(channels) // block[0] != padded_channels(out_channels) // block[1]:
-        return "input and output channels would be padded by different numbers of groups"
     return None
+
+
+def stored_channels(channels: int, out_channels: int, groups: int) -> tuple[int, int]:
+    """(C, K) to store by rule, for so many groups as the kernel sees.
+
+    Padded channels of a grouped convolution are groups of their own. Where the usual padding isn't
+    made of whole groups, none is stored: neighbours that have it are cut.
+    """
+    c, k = padded_channels(channels), padded_channels(out_channels)
+    per_group = channels // groups, out_channels // groups
+    if groups == 1:
+        return c, k
+    if per_group[0] == 1:
+        return c, c * per_group[1]
+    whole = c % per_group[0] == 0 and c // per_group[0] * per_group[1] == k
+    return (c, k) if whole else (channels, out_channels)
 
 
 def merged(weight: jax.Array, *, groups: int, merge: int) -> jax.Array:

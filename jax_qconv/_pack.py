@@ -81,7 +81,8 @@ def prepack(
             and for those as large as their strides.
         merge_groups: how many groups to store as one dense group, with the same results: the
             matrix units of a GPU want many channels. None means a rule: all of them up to 256
-            channels, then blocks of 64 or more; depthwise convolutions stay as they are.
+            channels, then blocks of 64 or more where there are such; depthwise convolutions stay
+            as they are.
 
     Returns:
         An unbound `PackedConv`.
@@ -272,31 +273,26 @@ def _stored(
         pad_to = (None, None)
     if not _spec.is_sequence(pad_to, 2) or not all(v is None or _spec.is_int(v) for v in pad_to):
         raise TypeError(f"pad_to must be a pair of ints or None, (C, K), got {pad_to!r}.")
-    stored = []
-    for name, channels, wanted in zip("CK", (c, k), pad_to, strict=True):
+    stored = list(_groups.stored_channels(c, k, groups))
+    for place, (name, channels, wanted) in enumerate(zip("CK", (c, k), pad_to, strict=True)):
         if wanted is None:
-            wanted = _spec.padded_channels(channels)
-        elif wanted < channels or wanted % 4:
+            continue
+        if wanted < channels or wanted % 4:
             raise ValueError(
                 f"pad_to stores {wanted} channels for {name}={channels}; it must be a multiple "
                 f"of 4 and at least {channels}."
             )
-        stored.append(wanted)
+        stored[place] = wanted
     if groups == 1:
         return stored[0], stored[1], 1
     per_group = c // groups, k // groups
-    if stored[0] % per_group[0]:
-        raise ValueError(
-            f"pad_to stores {stored[0]} input channels, but groups of {per_group[0]} must divide "
-            "them."
-        )
     stored_groups = stored[0] // per_group[0]
-    if pad_to[1] not in (None, stored_groups * per_group[1]):
+    if stored[0] % per_group[0] or stored[1] != stored_groups * per_group[1]:
         raise ValueError(
-            f"pad_to stores {pad_to[1]} output channels, but {stored_groups} groups of "
-            f"{per_group[1]} make {stored_groups * per_group[1]}."
+            f"pad_to={tuple(pad_to)} stores {stored[0]} -> {stored[1]} channels, which aren't "
+            f"whole groups of {per_group[0]} -> {per_group[1]}."
         )
-    return stored[0], stored_groups * per_group[1], stored_groups
+    return stored[0], stored[1], stored_groups
 
 
 @functools.partial(jax.jit, static_argnames=("to_ohwi", "groups", "merge", "stored", "form"))

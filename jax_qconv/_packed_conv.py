@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax_qconv import _spec, _zero_point
 from jax_qconv._activation import Activation
 from jax_qconv._binding import Binding
-from jax_qconv._problem import Problem
+from jax_qconv._problem import ACCUMULATOR, Problem
 from jax_qconv._space_to_depth import Blocks
 from jax_qconv._subpixel import Phases
 
@@ -101,12 +102,13 @@ class PackedConv:
         leaves = jax.tree_util.tree_leaves(self)
         return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
 
-    def out_size(self, size: _spec.Ints) -> _spec.Ints:
+    def out_size(self, size: int | Sequence[int]) -> _spec.Ints:
         """Spatial sizes of the output, such as (P, Q), for an input of ``size``, such as (H, W).
 
         Raises:
             ValueError: if there is no output: the kernel is larger than the padded input.
         """
+        size = _spec.as_ints("size", size, rank=self.rank, minimum=0)
         if isinstance(self.form, Phases):
             out = self.form.out_size(size, self.padding)
             if min(out) < 1:
@@ -121,7 +123,7 @@ class PackedConv:
             w_shape=_two_axes(1, *self.kernel_size, 4),
             groups=1,
             **self._placement(self.strides, self.padding, self.dilation),
-            **_ACCUMULATOR,
+            **ACCUMULATOR,
         )
         return direct.out_shape[-1 - self.rank : -1]
 
@@ -133,7 +135,7 @@ class PackedConv:
             fields: those of `Problem` that the epilogue has.
         """
         n, *size, channels = x_shape
-        self.out_size(tuple(size))
+        self.out_size(size)  # refuses what has no output
         placed = self.strides, self.padding, self.dilation
         if self.form is not None:
             recast = functools.partial(self.form.x, padding=self.padding)
@@ -159,7 +161,7 @@ class PackedConv:
 
     def offset(self, x_shape: _spec.Ints, zero_point: Any) -> jax.Array:
         """The int32 that makes up for the zero point of an input; see `Binding.offset`."""
-        problem = self.problem(x_shape, **_ACCUMULATOR)
+        problem = self.problem(x_shape, **ACCUMULATOR)
         return _zero_point.offset(problem, self.weight.reshape(problem.w_shape), zero_point)
 
     def bind(
@@ -171,13 +173,16 @@ class PackedConv:
         out_zero_point: Any = None,
         residual_scale: Any = None,
         residual_zero_point: Any = None,
-        residual_mode: str = "add",
+        residual_mode: str | None = None,
         activation: Activation | str | None = None,
         slopes: Any = None,
         out_dtype: Any = None,
         input_size: Any = None,
     ) -> PackedConv:
         """Fold scales, zero points, bias and activation bounds once, so that calls need not.
+
+        Calls use the scales that are bound; where x comes with others, outside of `jax.jit` that
+        is an error, and inside, where scales are traced, it can't be seen.
 
         Args:
             x_scale: ``[; float32]`` scale of the input activations.
@@ -186,8 +191,8 @@ class PackedConv:
             out_zero_point: ``[; int32]`` zero point of the int8 output, or None.
             residual_scale: ``[; float32]`` scale of the int8 residual, or None without one.
             residual_zero_point: ``[; int32]`` its zero point, or None.
-            residual_mode: ``"add"``: act(y + r); ``"add_after_activation"``: act(y) + r;
-                ``"average"``: act((y + r) / 2).
+            residual_mode: ``"add"`` (None means that): act(y + r); ``"add_after_activation"``:
+                act(y) + r; ``"average"``: act((y + r) / 2).
             activation: fused; see `Activation`.
             slopes: ``[K; float32]`` factors of ``"prelu"`` for negative values; else None.
             out_dtype: one of int8, float32, bfloat16, float16; None means int8 where
@@ -227,7 +232,7 @@ class PackedConv:
             extent = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
             x_shape = (1, *(input_size or extent), self.stored_channels[0])
             offset = self.offset(x_shape, binding.x_zero_point)
-            binding = dataclasses.replace(binding, offset=offset)
+            binding = dataclasses.replace(binding, offset=offset, input_size=input_size)
         return dataclasses.replace(self, binding=binding)
 
     def _is_unpadded(self) -> bool:
@@ -262,9 +267,6 @@ class PackedConv:
             f"groups={self.groups}{notes}, scale per {per}, "
             f"bias={'no' if self.bias is None else 'yes'}{bound})"
         )
-
-
-_ACCUMULATOR = {"out_dtype": "int32", "activation": "none", "slope": 0.0, "residual": False}
 
 
 def _two_axes(first: Any, *sizes_and_last: Any) -> tuple[Any, ...]:
@@ -302,11 +304,13 @@ def check_format(packed: Any) -> None:
             shape = stored[:1] if field.name in ("m", "b", "slopes") else ()
             leaf = getattr(packed.binding.constants, field.name)
             leaves[field.name] = (leaf, jnp.float32, [shape])
+    if packed.weight_scale is None:
+        raise TypeError("packed.weight_scale is missing; make the pack with prepack.")
     for name, (leaf, dtype, shapes) in leaves.items():
-        if leaf is not None and (leaf.dtype != dtype or leaf.shape not in shapes):
+        found = getattr(leaf, "dtype", type(leaf)), getattr(leaf, "shape", ())
+        if leaf is not None and (found[0] != dtype or found[1] not in shapes):
             # Casting all floats of a tree at once is a common habit.
             raise TypeError(
                 f"packed.{name} must be {jnp.dtype(dtype)}{list(shapes[-1])}, got "
-                f"{leaf.dtype}{list(leaf.shape)}; packs must not be cast or cut, results would "
-                "change."
+                f"{found[0]}{list(found[1])}; packs must not be cast or cut, results would change."
             )

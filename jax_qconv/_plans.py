@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from typing import Any
 
 import jax
 
 from jax_qconv import _native, _plan_model, _plan_store, _tuning
 from jax_qconv._problem import Problem
+from jax_qconv._spec import is_int
 
 AUTOTUNE = ("cached", "on", "off")
 """What may be looked up and tuned when a call is lowered; see `plan_for`."""
@@ -23,7 +25,7 @@ _target: Any = jax.make_user_context(None)
 
 
 def target(
-    gpu: str, *, cudnn: str, compute_capability: int = 90
+    gpu: str, *, compute_capability: int, cudnn: str
 ) -> contextlib.AbstractContextManager[None]:
     """Choose plans for a GPU that isn't here, in functions that are lowered in this context.
 
@@ -32,18 +34,27 @@ def target(
 
     Args:
         gpu: name of the model as the driver has it, such as ``"NVIDIA H100 80GB HBM3"``.
+        compute_capability: of the GPU, such as 90 for sm_90.
         cudnn: version that will run, such as ``"9.19.0"``.
-        compute_capability: of the GPU, 90 for sm_90.
 
     Returns:
         A context manager. Plans come from the user's store, the package's tables and the model
         of the hardware, as for a local GPU; nothing is tuned.
 
     Raises:
-        TypeError, ValueError: if that can't be a GPU with a version of cuDNN.
+        ValueError: if one of them can't be what it should be.
     """
-    fields = {"gpu": gpu, "compute_capability": compute_capability, "cudnn": cudnn}
-    return _target(_plan_store.Target.from_json(fields))
+    if not is_int(compute_capability) or compute_capability < 50:
+        raise ValueError(
+            f"compute_capability must be a number such as 90 for sm_90, got {compute_capability!r}."
+        )
+    for name, text, form in (("gpu", gpu, r".*\w.*"), ("cudnn", cudnn, r"\d+(\.\d+)+")):
+        if not isinstance(text, str) or not re.fullmatch(form, text):
+            raise ValueError(
+                f"{name} must be the {'name of a GPU' if name == 'gpu' else 'version of cuDNN'}, "
+                f"such as {'NVIDIA H100 80GB HBM3' if name == 'gpu' else '9.19.0'}, got {text!r}."
+            )
+    return _target(_plan_store.Target(gpu, int(compute_capability), cudnn))
 
 
 def plan_for(problem: Problem, plan: str | None, autotune: str) -> str:

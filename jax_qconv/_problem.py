@@ -16,6 +16,10 @@ OFFSETS = ("none", "channel", "map")
 """What int32 is added to the accumulator for a zero point of x: nothing, ``[K]``, ``[P, Q, K]``."""
 
 
+ACCUMULATOR: dict[str, Any] = {"out_dtype": "int32", "activation": "none"}
+"""The fields of a `Problem` without an epilogue."""
+
+
 def check_accumulator(w_shape: Sequence[int], *, zero_point: bool = False) -> None:
     """Raise ValueError if sums of so many products of int8 numbers could overflow int32.
 

@@ -48,6 +48,8 @@ def resolve_binding(
             "a residual was given": residual is not None,
             f"activation is {kind!r}": kind != "none",
             "out_zero_point was given": out_zero_point is not None,
+            "residual_mode was given": residual_mode is not None,
+            "slopes were given": slopes is not None,
         }
         found = [text for text, present in extras.items() if present]
         if found:
@@ -68,7 +70,7 @@ def resolve_binding(
         out_zero_point=out_zero_point,
         residual_scale=None if residual is None else check_scale("residual_scale", residual.scale),
         residual_zero_point=None if residual is None else residual.zero_point,
-        residual_mode=residual_mode or "add",
+        residual_mode=residual_mode,
         activation=activation,
         slopes=slopes,
         out_dtype=dtype,

@@ -73,6 +73,7 @@ def tune_all(
     progress: TextIO | None,
 ) -> list[Tuned]:
     """`tune`, of problems; ``progress`` is where to show it."""
+    _tuning.check_arguments(candidates, workers)
     device = _plans.local_gpu()
     if device is None:
         raise _native.EngineUnavailableError(

@@ -74,8 +74,7 @@ def tune_problems(
             configurations; None for `CANDIDATES` where there is a model, else all.
         workers: see `search`.
     """
-    if not (candidates in (None, "all") or (is_int(candidates) and candidates >= 0)):
-        raise ValueError(f"candidates must be a count, 'all' or None, got {candidates!r}.")
+    check_arguments(candidates, workers)
     by_text = {str(problem): problem for problem in problems}
     tasks = []
     for text, problem in by_text.items():
@@ -96,6 +95,14 @@ def tune_problems(
             continue
         _plan_store.save(entry)
         yield Tuned(problem, entry)
+
+
+def check_arguments(candidates: Any, workers: Any) -> None:
+    """Raise ValueError unless they are as `tune_problems` wants them."""
+    if not (candidates in (None, "all") or (is_int(candidates) and candidates >= 0)):
+        raise ValueError(f"candidates must be a count, 'all' or None, got {candidates!r}.")
+    if not (workers is None or (is_int(workers) and workers > 0)):
+        raise ValueError(f"workers must be a positive count or None, got {workers!r}.")
 
 
 @dataclasses.dataclass
@@ -144,7 +151,9 @@ def search(
     Raises:
         TuningError: if workers can't be kept alive.
     """
-    count = min(workers or max(1, min((os.cpu_count() or 2) // 2, MAX_WORKERS)), len(tasks))
+    if workers is None:
+        workers = max(1, min((os.cpu_count() or 2) // 2, MAX_WORKERS))
+    count = min(workers, len(tasks))
     crew = _Crew(device)
     todo = collections.deque(tasks)
     try:

@@ -121,3 +121,16 @@ def test_a_cuda_program_is_for_one_batch(cuda_extension):
     with pytest.raises(ValueError, match=r"symbolic shape \(batch, 5, 5, 4\).* fixed batch"):
         export(None)
     assert _native.TARGET not in export("reference").mlir_module()
+
+
+def test_a_symbolic_batch_with_a_residual():
+    (n,) = jax.export.symbolic_shape("n")
+    shape = jax.ShapeDtypeStruct((n, 6, 6, 8), np.int8)
+    packed = prepack(np.ones((3, 3, 8, 8), np.float32))
+
+    def call(x, r):
+        return qconv(QTensor(x, 0.1), packed, residual=QTensor(r, 0.1), out_scale=1.0).values
+
+    program = jax.export.export(jax.jit(call), platforms=["cpu"])(shape, shape)
+    x = np.random.default_rng(0).integers(-128, 128, (3, 6, 6, 8), np.int8)
+    np.testing.assert_array_equal(program.call(x, x), call(x, x))

@@ -265,3 +265,32 @@ def test_what_is_no_pack_is_refused():
 def test_unpack_knows_its_layouts():
     with pytest.raises(ValueError, match="layout='HWCN' is not known"):
         unpack(prepack(jnp.ones((1, 1, 4, 4))), layout="HWCN")
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "merge", "stored"),
+    [
+        (128, 32, 32, 128),  # dense: few channels
+        (512, 32, 4, 512),  # blocks of 64
+        (264, 11, 1, 264),  # no block between one group and all of them; no whole groups of padding
+        (1056, 44, 4, 1056),
+        (528, 22, 2, 576),  # 48 channels: the next wider one would be 264
+        (384, 2, 1, 384),
+        (320, 5, 1, 320),
+        (960, 960, 1, 960),  # depthwise
+        (20, 20, 1, 24),
+    ],
+)
+def test_groups_are_merged_by_a_rule_that_bounds_the_waste(channels, groups, merge, stored):
+    packed = prepack(np.ones((3, 3, channels // groups, channels), np.float32), groups=groups)
+    assert (packed.merge, packed.stored_channels) == (merge, (stored, stored))
+    assert packed.weight.size <= max(256 * channels, 256 * stored) * 9
+
+
+def test_padding_of_groups_is_whole_groups():
+    weight = np.ones((3, 3, 24, 264), np.float32)
+    packed = prepack(weight, groups=11, merge_groups=1, pad_to=(288, 288))
+    assert packed.stored_groups == 12
+    with pytest.raises(ValueError, match=r"pad_to=\(280, 280\) .* aren't whole groups of 24 -> 24"):
+        prepack(weight, groups=11, merge_groups=1, pad_to=(280, 280))
+    np.testing.assert_array_equal(unpack(packed).weight, unpack(prepack(weight, groups=11)).weight)

@@ -169,7 +169,7 @@ def test_plans_are_chosen_for_a_named_target(gpu, monkeypatch, autotune):
     gpu.model = {}
     for local in (0, None):
         monkeypatch.setattr(_plans, "local_gpu", lambda local=local: local)
-        with jax_qconv.target(other.gpu, cudnn=other.cudnn):
+        with jax_qconv.target(other.gpu, compute_capability=90, cudnn=other.cudnn):
             assert _plans.plan_for(problem(), None, autotune) == SHIPPED
             assert _plans.plan_for(problem(2), None, autotune) == _plans.DEFERRED
     assert gpu.tuned == []
@@ -179,19 +179,28 @@ def test_a_function_is_compiled_again_for_another_target(gpu, monkeypatch):
     monkeypatch.setattr(_plans, "local_gpu", lambda: None)
     store(problem(), plan=SHIPPED, target=TARGET)
     (before,) = lowered_calls({})
-    with jax_qconv.target(TARGET.gpu, cudnn=TARGET.cudnn):
+    with jax_qconv.target(TARGET.gpu, compute_capability=90, cudnn=TARGET.cudnn):
         (inside,) = lowered_calls({})
     (after,) = lowered_calls({})
     assert SHIPPED in inside and SHIPPED not in before + after
 
 
 @pytest.mark.parametrize(
-    ("gpu_name", "cudnn", "compute_capability"),
-    [("", "9.19.0", 90), ("NVIDIA H100", "nine", 90), ("NVIDIA H100", "9.19.0", "90")],
+    ("changes", "message"),
+    [
+        ({"gpu": ""}, "gpu must be the name of a GPU.*got ''"),
+        ({"gpu": None}, "gpu must be the name of a GPU.*got None"),
+        ({"cudnn": "nine"}, "cudnn must be the version of cuDNN.*got 'nine'"),
+        ({"cudnn": 9}, "cudnn must be the version of cuDNN.*got 9"),
+        ({"compute_capability": "90"}, "compute_capability must be a number.*got '90'"),
+        ({"compute_capability": 9}, "compute_capability must be a number.*got 9"),
+        ({"compute_capability": True}, "compute_capability must be a number.*got True"),
+    ],
 )
-def test_a_target_that_is_no_gpu_is_refused(gpu_name, cudnn, compute_capability):
-    with pytest.raises(ValueError, match="is no GPU with a version of cuDNN"):
-        jax_qconv.target(gpu_name, cudnn=cudnn, compute_capability=compute_capability)
+def test_a_target_that_is_no_gpu_is_refused(changes, message):
+    good = {"gpu": "NVIDIA H100", "cudnn": "9.19.0", "compute_capability": 90}
+    with pytest.raises(ValueError, match=message):
+        jax_qconv.target(**good | changes)
 
 
 def test_no_exact_plan_is_an_error_with_every_reason_and_is_not_remembered(gpu):
