@@ -1,6 +1,6 @@
 """Train a small CNN in float, quantise it, and run it in int8 inside `jax.jit`.
 
-    pip install 'jax_qconv[examples]'
+    pip install '.[examples]'        # in a checkout
     python examples/quickstart.py
 
 The data are the 1797 scanned digits that come with scikit-learn; nothing is downloaded.

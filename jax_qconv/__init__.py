@@ -6,11 +6,24 @@ from jax_qconv import _native
 from jax_qconv._activation import Activation
 from jax_qconv._binding import Binding
 from jax_qconv._conv import qconv
+from jax_qconv._elementwise import qadd, qmul
 from jax_qconv._info import Info, info
+from jax_qconv._linear import prepack_linear, qlinear
 from jax_qconv._native import EngineUnavailableError
 from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import PackedConv
-from jax_qconv._quantize import QTensor, dequantize, quantize
+from jax_qconv._plans import target
+from jax_qconv._pool import qadaptive_avg_pool, qavg_pool, qglobal_avg_pool, qmax_pool
+from jax_qconv._quantize import QTensor, dequantize, quantize, quantize_image
+from jax_qconv._rearrange import (
+    qchannel_shuffle,
+    qconcat,
+    qpad,
+    qpixel_shuffle,
+    qpixel_unshuffle,
+)
+from jax_qconv._resize import qresize
+from jax_qconv._table import qactivation, qgelu, requantize
 from jax_qconv._tune import tune
 from jax_qconv._tuning import Tuned, TuningError
 
@@ -27,8 +40,27 @@ __all__ = [
     "dequantize",
     "info",
     "prepack",
+    "prepack_linear",
+    "qactivation",
+    "qadaptive_avg_pool",
+    "qadd",
+    "qavg_pool",
+    "qchannel_shuffle",
+    "qconcat",
     "qconv",
+    "qgelu",
+    "qglobal_avg_pool",
+    "qlinear",
+    "qmax_pool",
+    "qmul",
+    "qpad",
+    "qpixel_shuffle",
+    "qpixel_unshuffle",
+    "qresize",
     "quantize",
+    "quantize_image",
+    "requantize",
+    "target",
     "tune",
     "unpack",
 ]

@@ -30,6 +30,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_candidates,
         help="plans to try beside cuDNN's suggestions: a number, or 'all' (see jax_qconv.tune)",
     )
+    tune.add_argument(
+        "--paddings",
+        action="store_true",
+        help="also with other numbers of stored channels, and tell where pad_to= would pay",
+    )
     tune.add_argument("--again", action="store_true", help="also what has been tuned")
     tune.add_argument("--workers", type=int, help="processes (half of the cores, at most 8)")
 

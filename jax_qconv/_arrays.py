@@ -47,7 +47,7 @@ def check_scale(name: str, scale: Any, *, length: int | None = None) -> jax.Arra
                 f"{name} must be positive and finite, within [2**-126, 2**126] where it and its "
                 f"reciprocal are normal in float32; got {values[bad].flat[0]}."
             )
-    return jnp.asarray(scale, jnp.float32)
+    return _known(scale, jnp.float32)
 
 
 def check_zero_point(name: str, zero_point: Any) -> jax.Array:
@@ -65,7 +65,14 @@ def check_zero_point(name: str, zero_point: Any) -> jax.Array:
         )
     if is_concrete(zero_point) and not -128 <= int(zero_point) <= 127:
         raise ValueError(f"{name} must lie in [-128, 127], got {int(zero_point)}.")
-    return jnp.asarray(zero_point, jnp.int32)
+    return _known(zero_point, jnp.int32)
+
+
+def _known(value: Any, dtype: Any) -> Any:
+    """``value`` as an array of JAX; while tracing, a number that is known stays one of numpy's."""
+    array = jnp.asarray(value, dtype)
+    is_lost = isinstance(array, Tracer) and is_concrete(value)
+    return np.asarray(value).astype(dtype) if is_lost else array
 
 
 def as_array(name: str, value: Any) -> Any:

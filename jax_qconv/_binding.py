@@ -70,7 +70,7 @@ class Binding:
         slopes: Any,
         out_dtype: Any,
     ) -> Binding:
-        """Check and fold; without the offset. For the arguments see `PackedConv.bind` and `fold`."""
+        """Check and fold, without the offset; for the arguments see `PackedConv.bind`, `fold`."""
         activation = as_activation(activation)
         dtype = resolve_out_dtype(out_dtype, out_scale)
         if dtype == "int32":

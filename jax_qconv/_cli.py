@@ -6,20 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from jax_qconv import _plan_store, _tune
+from jax_qconv import _paddings, _plan_store, _plans, _tune
 from jax_qconv._networks import NETWORKS
 from jax_qconv._plan_store import Entry
 
 
 def tune(args: argparse.Namespace) -> str | None:
     """Tune networks; a complaint if some problem has no plan."""
-    problems = {
-        problem: None
-        for name in args.model
-        for batch in args.batch
-        for layer in NETWORKS[name]
-        for problem in _tune.layer_problems(layer, batch)
-    }
+    layers = dict.fromkeys(layer for name in args.model for layer in NETWORKS[name])
+    if args.paddings:
+        problems = _paddings.problems(layers, args.batch)
+    else:
+        found = (_tune.layer_problem(layer, n) for layer in layers for n in args.batch)
+        problems = list(dict.fromkeys(found))
     results = _tune.tune_all(
         problems,
         candidates=args.candidates,
@@ -29,6 +28,11 @@ def tune(args: argparse.Namespace) -> str | None:
     )
     entries = [result.entry for result in results if result.entry is not None]
     print(f"{len(entries)} tuned now, {len(problems) - len(results)} known before.")
+    if args.paddings:
+        target = _plans.local_target()
+        us = {e.problem: e.us for e in _plan_store.entries() if e.target == target}
+        lines = list(map(str, _paddings.better(layers, args.batch, us)))
+        print("\n".join(lines) or "No padding is faster than the rule's.")
     failed = [f"{r.problem}: {r.error}" for r in results if r.entry is None]
     return "no plan for " + "\n".join(failed) if failed else None
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_qconv import _primitive, _spec, _zero_point
-from jax_qconv._activation import Activation, as_activation
-from jax_qconv._arrays import as_array, check_scale, check_zero_point, is_concrete, pad_channels
-from jax_qconv._binding import Binding, resolve_out_dtype
+from jax_qconv import _primitive, _zero_point
+from jax_qconv._activation import Activation
+from jax_qconv._arrays import as_array, check_zero_point, pad_channels
+from jax_qconv._binding import Binding
 from jax_qconv._fold import Constants
 from jax_qconv._packed_conv import PackedConv, check_format
 from jax_qconv._quantize import QTensor, quantize
+from jax_qconv._resolve import resolve_binding
 
 
 def qconv(
@@ -69,7 +69,8 @@ def qconv(
         activation: ``"relu"``, ``"relu6"``, ``"silu"`` and so on, an `Activation`, or None.
         slopes: ``[K; float32]`` of ``"prelu"``.
         implementation: ``"cudnn"`` or ``"reference"``, which is then used or refused; None
-            means cuDNN on CUDA and the reference elsewhere.
+            means on CUDA cuDNN, and for depthwise convolutions a kernel of this package; elsewhere
+            the reference.
         plan: name of the plan to use or refuse, such as ``"cudnn:4:cfg=26"``; None chooses.
         autotune: how the plan is chosen when the call is compiled for a local GPU: ``"cached"``
             takes one that was tuned before, here or by the authors of this package, else what a
@@ -96,7 +97,7 @@ def qconv(
     values = _check_x(x, packed)
     _check_unsharded("x", values, axes=(values.ndim - 1,))
     _check_unsharded("packed", packed.weight, axes=tuple(range(packed.weight.ndim)))
-    binding = _resolve_binding(
+    binding = resolve_binding(
         packed, x, residual, residual_mode, out_scale, out_zero_point, out_dtype, activation, slopes
     )
     out = _convolve(packed, values, x.zero_point, residual, binding, engine)
@@ -166,8 +167,9 @@ def _check_engine(implementation: Any, plan: Any, autotune: Any) -> dict[str, An
         )
     if plan is not None and not isinstance(plan, str):
         raise TypeError(f"plan must be the name of a plan or None, got {plan!r}.")
-    if plan is not None and implementation == "reference":
-        raise ValueError(f"plan={plan!r} names a cuDNN plan, but implementation='reference'.")
+    # The reference has no plans; those of an engine begin with its name.
+    if plan is not None and implementation and not plan.startswith(implementation):
+        raise ValueError(f"plan={plan!r} isn't one of implementation={implementation!r}.")
     return {"implementation": implementation, "plan": plan, "autotune": autotune}
 
 
@@ -193,7 +195,7 @@ def _as_qtensor(x: Any, packed: PackedConv, x_scale: Any, x_zero_point: Any) -> 
     if x_zero_point is not None:
         check_zero_point("x_zero_point", x_zero_point)
     # Bare int8 data may have been padded beforehand.
-    channels = values.shape[-1:] and values.shape[-1]
+    channels = values.shape[-1] if values.ndim else -1
     channels = packed.in_channels if channels == packed.stored_channels[0] else channels
     return QTensor(values, x_scale, x_zero_point, channels)
 
@@ -267,124 +269,3 @@ def _residual_values(
     _check_stored("residual", residual.channels, values)
     values = pad_channels(values, packed.stored_channels[1])
     return values if packed.form is None else packed.form.residual(values, packed.padding)
-
-
-def _resolve_binding(
-    packed: PackedConv,
-    x: QTensor,
-    residual: QTensor | None,
-    residual_mode: str | None,
-    out_scale: Any,
-    out_zero_point: Any,
-    out_dtype: Any,
-    activation: Any,
-    slopes: Any,
-) -> Binding | None:
-    """The folded scales, None for int32."""
-    if packed.binding is not None:
-        _check_binding(
-            packed.binding,
-            x,
-            residual,
-            residual_mode,
-            out_scale=out_scale,
-            out_zero_point=out_zero_point,
-            out_dtype=out_dtype,
-            activation=activation,
-        )
-        if slopes is not None:
-            raise ValueError("slopes are bound: pass them to packed.bind, not to the call.")
-        return packed.binding
-    dtype = resolve_out_dtype(out_dtype, out_scale)
-    if dtype == "int32":
-        kind = as_activation(activation).kind
-        extras = {
-            "packed has a bias": packed.bias is not None,
-            "a residual was given": residual is not None,
-            f"activation is {kind!r}": kind != "none",
-            "out_zero_point was given": out_zero_point is not None,
-        }
-        found = [text for text, present in extras.items() if present]
-        if found:
-            raise ValueError(
-                f"out_dtype='int32' is the bare accumulator, but {' and '.join(found)}; use "
-                "out_dtype='float32' for an output with an epilogue."
-            )
-        return None
-    if x.scale is None:
-        raise TypeError(
-            f"x is a bare int8 array, but for {dtype} outputs its scale is needed; pass "
-            "QTensor(x, scale), x_scale=, or a pack bound with packed.bind(x_scale=...)."
-        )
-    bound = packed.bind(
-        x_scale=x.scale,
-        x_zero_point=x.zero_point,
-        out_scale=out_scale,
-        out_zero_point=out_zero_point,
-        residual_scale=None if residual is None else check_scale("residual_scale", residual.scale),
-        residual_zero_point=None if residual is None else residual.zero_point,
-        residual_mode=residual_mode or "add",
-        activation=activation,
-        slopes=slopes,
-        out_dtype=dtype,
-    )
-    return bound.binding
-
-
-def _check_binding(
-    binding: Binding,
-    x: QTensor,
-    residual: QTensor | None,
-    residual_mode: str | None,
-    *,
-    out_scale: Any,
-    out_zero_point: Any,
-    out_dtype: Any,
-    activation: Any,
-) -> None:
-    """Refuse arguments that contradict what the pack was bound to."""
-    if (residual is None) != (binding.residual_scale is None):
-        raise ValueError(
-            "packed was bound "
-            + ("with a residual_scale, but no residual was given." if residual is None else
-               "without a residual_scale, but a residual was given.")
-            + " Bind it again for this call."
-        )  # fmt: skip
-    zero_points = {"x": (x.zero_point, binding.x_zero_point)}
-    if residual is not None:
-        zero_points["residual"] = residual.zero_point, binding.residual_zero_point
-    for name, (given, bound) in zero_points.items():
-        if (given is None) != (bound is None):
-            raise ValueError(
-                f"packed was bound {'without' if bound is None else 'with'} a zero point of "
-                f"{name}, but {name} has {'none' if given is None else 'one'}. Bind it again."
-            )
-    wanted = {
-        "out_dtype": (out_dtype and _spec.as_out_dtype(out_dtype), binding.out_dtype),
-        "activation": (activation and as_activation(activation), binding.activation),
-        "residual_mode": (residual_mode, binding.epilogue.residual_mode),
-    }
-    for name, (given, bound) in wanted.items():
-        if given is not None and given != bound:
-            raise ValueError(f"packed was bound to {name}={bound}, but {name}={given} was given.")
-    for name, given, bound in (
-        ("out_scale", out_scale, binding.out_scale),
-        ("out_zero_point", out_zero_point, binding.out_zero_point),
-    ):
-        if given is not None and bound is None:
-            raise ValueError(f"packed was bound to {binding.out_dtype} outputs, without an {name}.")
-    r_scale, r_zero = (None, None) if residual is None else (residual.scale, residual.zero_point)
-    for name, given, bound, check in (
-        ("x's scale", x.scale, binding.x_scale, check_scale),
-        ("x's zero point", x.zero_point, binding.x_zero_point, check_zero_point),
-        ("out_scale", out_scale, binding.out_scale, check_scale),
-        ("out_zero_point", out_zero_point, binding.out_zero_point, check_zero_point),
-        ("residual's scale", r_scale, binding.residual_scale, check_scale),
-        ("residual's zero point", r_zero, binding.residual_zero_point, check_zero_point),
-    ):
-        if given is None or given is bound:
-            continue
-        check(name, given)
-        known = is_concrete(given) and is_concrete(bound)
-        if known and np.asarray(given).astype(np.float32) != np.asarray(bound):
-            raise ValueError(f"packed was bound to another {name}: {bound}, but got {given}.")

@@ -149,9 +149,6 @@ def fold(
             host = {name: None if v is None else np.asarray(v) for name, v in values.items()}
             folded = _fold(np, epilogue, **host)
     else:
-        if out_scale is not None:
-            # A constant divisor would be turned into a product with its reciprocal.
-            values["out_scale"] = jax.lax.optimization_barrier(out_scale)
         with jax.enable_x64(True):
             folded = _fold(jnp, epilogue, **values)
 
@@ -181,6 +178,12 @@ def _fold(
 ) -> dict[str, Any]:
     """The formulas, once for the host (numpy) and once for traced scales (jax.numpy)."""
 
+    def divide(a: Any, b: Any) -> Any:
+        if xp is jnp:
+            # XLA would turn a constant or a broadcast divisor into a product with its reciprocal.
+            b = jax.lax.optimization_barrier(jnp.broadcast_to(b, a.shape))
+        return a / b
+
     def f64(v: Any) -> Any:
         return xp.asarray(v).astype(xp.float64)
 
@@ -194,7 +197,7 @@ def _fold(
 
     def in_steps(v: Any) -> Any:
         # A half of it is exact.
-        return v if real_units else v / f64(out_scale)
+        return v if real_units else divide(v, f64(out_scale))
 
     def around_zero(v: Any) -> Any:
         return v if real_units else v + zero
@@ -216,6 +219,6 @@ def _fold(
     if slopes is not None:
         found["slopes"] = f32(f64(slopes))
     if epilogue.requantize:
-        found["m_y"] = f32(1 / f64(out_scale))
+        found["m_y"] = f32(divide(f64(1.0), f64(out_scale)))
         found["b_y"] = f32(zero)
     return found

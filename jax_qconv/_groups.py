@@ -29,8 +29,9 @@ def merge_by_rule(channels: int, out_channels: int, groups: int) -> int:
         return groups
     for merge in range(1, groups):
         if groups % merge == 0:
-            block = channels // groups * merge, out_channels // groups * merge
-            if min(block) >= BLOCK_CHANNELS and why_not(channels, out_channels, groups, merge) is None:
+            least = min(channels, out_channels) // groups * merge
+            suits = why_not(channels, out_channels, groups, merge) is None
+            if least >= BLOCK_CHANNELS and suits:
                 return merge
     return groups
 
@@ -39,12 +40,12 @@ def why_not(channels: int, out_channels: int, groups: int, merge: int) -> str | 
     """Why so many groups can't be merged; None if they can."""
     if groups % merge:
         return f"{merge} doesn't divide the {groups} groups"
-    if merge == groups or channels == groups:
+    if merge == groups or (merge == 1 and channels == groups):
         return None  # dense, or depthwise
     block = channels // groups * merge, out_channels // groups * merge
     for name, size, count in zip("CK", block, (channels, out_channels), strict=True):
-        if size % 16:
-            return f"merged groups would have {name}={size}, which isn't a multiple of 16"
+        if size % 4:
+            return f"merged groups would have {name}={size}, which isn't a multiple of 4"
         if padded_channels(count) % size:
             return (
                 f"{count} channels are stored as {padded_channels(count)}, which merged groups of "
@@ -62,9 +63,7 @@ def merged(weight: jax.Array, *, groups: int, merge: int) -> jax.Array:
     k, *kernel, c = weight.shape
     apart = weight.reshape(groups // merge, merge, k // groups, *kernel, 1, c)
     # The block of a group is its own place among those that it is merged with.
-    own = jnp.eye(merge, dtype=weight.dtype).reshape(
-        1, merge, 1, *([1] * len(kernel)), merge, 1
-    )
+    own = jnp.eye(merge, dtype=weight.dtype).reshape(1, merge, 1, *([1] * len(kernel)), merge, 1)
     return (apart * own).reshape(k, *kernel, merge * c)
 
 

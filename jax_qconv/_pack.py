@@ -287,7 +287,8 @@ def _stored(
     per_group = c // groups, k // groups
     if stored[0] % per_group[0]:
         raise ValueError(
-            f"pad_to stores {stored[0]} input channels, which groups of {per_group[0]} don't divide."
+            f"pad_to stores {stored[0]} input channels, but groups of {per_group[0]} must divide "
+            "them."
         )
     stored_groups = stored[0] // per_group[0]
     if pad_to[1] not in (None, stored_groups * per_group[1]):
@@ -370,7 +371,9 @@ def unpack(packed: PackedConv, *, layout: str | None = None) -> Unpacked:
     weight = _groups.parted(weight, groups=packed.groups, merge=packed.merge)
     layout, _ = _layout(layout, weight)
     if layout.startswith("IO"):
-        raise ValueError(f"layout={layout!r} is for prepack only; take the weights as OI{layout[2:]}.")
+        raise ValueError(
+            f"layout={layout!r} is for prepack only; take the weights as OI{layout[2:]}."
+        )
     return Unpacked(
         weight.transpose(np.argsort(_to_ohwi(layout))), packed.weight_scale, packed.bias
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -135,12 +136,11 @@ class PackedConv:
         self.out_size(tuple(size))
         placed = self.strides, self.padding, self.dilation
         if self.form is not None:
-            cut = jax.eval_shape(
-                lambda x: self.form.x(x, self.padding), jax.ShapeDtypeStruct((1, *x_shape[1:]), jnp.int8)
-            ).shape
-            n, size, channels = x_shape[0], cut[1:-1], cut[-1]
-            ones, pads = (1,) * self.rank, self.form.padding(x_shape[1:-1], self.padding)
+            recast = functools.partial(self.form.x, padding=self.padding)
+            image = jax.eval_shape(recast, jax.ShapeDtypeStruct((1, *size, channels), jnp.int8))
+            pads, ones = self.form.padding(tuple(size), self.padding), (1,) * self.rank
             placed = ones, pads, ones
+            _, *size, channels = image.shape
         return Problem.make(
             x_shape=_two_axes(n, *size, channels),
             w_shape=_two_axes(*self.weight.shape),
@@ -224,9 +224,7 @@ class PackedConv:
         if input_size is not None:
             input_size = _spec.as_ints("input_size", input_size, rank=self.rank, minimum=1)
         if x_zero_point is not None and (input_size is not None or self._is_unpadded()):
-            extent = [
-                (k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)
-            ]
+            extent = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
             x_shape = (1, *(input_size or extent), self.stored_channels[0])
             offset = self.offset(x_shape, binding.x_zero_point)
             binding = dataclasses.replace(binding, offset=offset)
@@ -283,11 +281,11 @@ def check_format(packed: Any) -> None:
             f"packed has format version {packed.format_version}; this jax_qconv reads up to "
             f"{_spec.FORMAT_VERSION}. Update jax_qconv, or prepack the weights again."
         )
-    stored, k = getattr(packed.weight, "shape", ()), packed.out_channels
+    stored: Any = getattr(packed.weight, "shape", ())
+    k = packed.out_channels
     copies = packed.form.count if packed.form else 1
-    if len(stored) != packed.rank + 2 or not (
-        stored[0] >= copies * k and packed.stored_channels[0] >= packed.in_channels
-    ):
+    rows = stored[0] if len(stored) == packed.rank + 2 else 0
+    if rows < copies * k or packed.stored_channels[0] < packed.in_channels:
         kernel = {1: "S", 2: "R, S", 3: "T, R, S"}[packed.rank]
         raise ValueError(
             f"packed.weight must be of shape [K, {kernel}, C / groups] with K >= {copies * k} and "

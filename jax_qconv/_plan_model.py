@@ -29,7 +29,7 @@ AMPERE_END = 64
 def rank(problem: Problem, compute_capability: int) -> dict[str, float]:
     """Estimated microseconds of each plan that the model knows, the fastest first.
 
-    Empty where there is no model: for other GPUs, bare int32 outputs, groups, and three axes.
+    Empty where there is no model: for other GPUs, bare int32 outputs, groups and three axes.
     """
     model = _load(compute_capability)
     return {} if model is None else rank_by(model, problem)
@@ -37,7 +37,7 @@ def rank(problem: Problem, compute_capability: int) -> dict[str, float]:
 
 def rank_by(model: dict[str, Any], problem: Problem) -> dict[str, float]:
     """`rank`, by a given model."""
-    if problem.out_dtype == "int32" or problem.groups > 1 or problem.rank != 2:
+    if problem.out_dtype == "int32" or problem.rank != 2 or problem.groups != 1:
         return {}
     channels = problem.x_shape[3]
     suits = {HOPPER: channels % HOPPER_STEP == 0, AMPERE: channels < AMPERE_END}

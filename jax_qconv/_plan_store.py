@@ -138,6 +138,11 @@ def find(problem: str, target: Target) -> Found | None:
         if entry is not None:
             exact = entry.target == target
             return Found(entry.plan, f"tuned here with cuDNN {entry.target.cudnn}", exact)
+    return find_shipped(problem, target)
+
+
+def find_shipped(problem: str, target: Target) -> Found | None:
+    """The plan for a problem from the package's tables only: the same in every process."""
     tables = [t for t in shipped() if t.target.compute_capability == target.compute_capability]
     for table in sorted(tables, key=lambda table: table.target.gpu != target.gpu):
         if problem in table.plans:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from typing import Any
 
 import jax
 
@@ -16,27 +18,62 @@ DEFERRED = "cudnn"
 """Plan name of a call that is lowered without a choice: each device makes its own."""
 
 
+# JAX's caches of traced and compiled functions tell its values apart.
+_target: Any = jax.make_user_context(None)
+
+
+def target(
+    gpu: str, *, cudnn: str, compute_capability: int = 90
+) -> contextlib.AbstractContextManager[None]:
+    """Choose plans for a GPU that isn't here, in functions that are lowered in this context.
+
+    For programs that are compiled ahead of time, or that all processes of a job must lower alike.
+    Functions that were compiled outside of it are compiled again.
+
+    Args:
+        gpu: name of the model as the driver has it, such as ``"NVIDIA H100 80GB HBM3"``.
+        cudnn: version that will run, such as ``"9.19.0"``.
+        compute_capability: of the GPU, 90 for sm_90.
+
+    Returns:
+        A context manager. Plans come from the user's store, the package's tables and the model
+        of the hardware, as for a local GPU; nothing is tuned.
+
+    Raises:
+        TypeError, ValueError: if that can't be a GPU with a version of cuDNN.
+    """
+    fields = {"gpu": gpu, "compute_capability": compute_capability, "cudnn": cudnn}
+    return _target(_plan_store.Target.from_json(fields))
+
+
 def plan_for(problem: Problem, plan: str | None, autotune: str) -> str:
     """The name of the plan to write into the call.
 
-    In order: the plan named by the caller; unless ``autotune`` is ``"off"``, a stored one (the
-    user's, or the package's table); with ``"on"``, the best of a search made now; what the model
-    of the hardware picks; `DEFERRED`, cuDNN's own suggestions tried where the call first runs.
-    All but the caller's are verified before they run, and replaced if they aren't exact.
+    In order: the plan named by the caller; for the GPU of `target` or else the local one, unless
+    ``autotune`` is ``"off"``, a stored plan (the user's, or the package's table); with ``"on"``,
+    the best of a search made now, on a local GPU; what the model of the hardware picks;
+    `DEFERRED`, cuDNN's own suggestions tried where the call first runs. All but the caller's are
+    verified before they run, and replaced if they aren't exact.
     """
     if plan is not None:
         return _native.extension().parse_plan(plan)
-    device = local_gpu()
-    if device is None or jax.process_count() > 1:
-        # All processes must lower the same program; stores and timings would make them differ.
-        return DEFERRED
-    target = target_of(device)
-    found = None if autotune == "off" else _plan_store.find(str(problem), target)
-    if autotune == "on" and (found is None or not found.exact):
+    device, on = None, _target.value
+    if on is None:
+        device = local_gpu()
+        if device is None:
+            return DEFERRED
+        on = target_of(device)
+    # All processes must lower the same program: stores and timings would make them differ.
+    alone = jax.process_count() == 1
+    found = None
+    if autotune != "off":
+        find = _plan_store.find if alone else _plan_store.find_shipped
+        found = find(str(problem), on)
+    if autotune == "on" and alone and device is not None and not (found and found.exact):
         return _tune(problem, device)
     if found is not None:
         return found.plan
-    return next(iter(_plan_model.rank(problem, target.compute_capability)), DEFERRED)
+    return next(iter(_plan_model.rank(problem, on.compute_capability)), DEFERRED)
 
 
 def local_gpu() -> int | None:
@@ -45,6 +82,12 @@ def local_gpu() -> int | None:
         return jax.local_devices(backend="cuda")[0].local_hardware_id
     except RuntimeError:
         return None
+
+
+def local_target() -> _plan_store.Target | None:
+    """What plans for the local GPU are tuned for, or None without one."""
+    device = local_gpu()
+    return None if device is None else target_of(device)
 
 
 @functools.cache

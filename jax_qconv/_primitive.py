@@ -109,6 +109,12 @@ def _lower_cuda(
     if implementation == "reference":
         return _lower_in_jax(ctx, operands, problem, native_conv=False)
     _native.extension()
+    if implementation == "cudnn" and problem.depthwise:
+        raise _native.EngineUnavailableError(
+            "implementation='cudnn' was asked for, but cuDNN has no int8 kernel for depthwise "
+            "convolutions; use implementation=None, or dense blocks of groups from "
+            "prepack(merge_groups=...)."
+        )
     if 0 in problem.out_shape:
         # Nothing to launch; but a plan that was named is still read.
         if plan is not None:

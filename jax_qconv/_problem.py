@@ -159,6 +159,11 @@ class Problem:
         return len(self.strides)
 
     @property
+    def depthwise(self) -> bool:
+        """Whether each group has one input channel."""
+        return self.groups > 1 and self.groups == self.x_shape[-1]
+
+    @property
     def out_shape(self) -> Ints:
         """(N, P, Q, K) or (N, O, P, Q, K), channels as stored (padded)."""
         sizes = zip(

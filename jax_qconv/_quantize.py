@@ -1,4 +1,4 @@
-"""Float to int8 and back: `QTensor`, `quantize`, `dequantize`."""
+"""Floats and images to int8 and back: `QTensor`, `quantize`, `quantize_image`, `dequantize`."""
 
 from __future__ import annotations
 
@@ -114,16 +114,9 @@ def quantize(
             f"x must be float32, bfloat16 or float16 to be quantised, got {x.dtype}; "
             "wrap int8 data you already have as QTensor(values, scale)."
         )
-    if x.ndim == 0:
-        raise ValueError("x must have a channel axis (the last one), got a scalar.")
-    if not isinstance(pad, bool) and not is_int(pad):
-        raise TypeError(f"pad must be True, False or a channel count, got {pad!r}.")
+    stored = _stored_channels(x, pad)
     scale = check_scale("scale", scale)
     zero = None if zero_point is None else check_zero_point("zero_point", zero_point)
-    channels = x.shape[-1]
-    stored = padded_channels(channels) if pad is True else channels if pad is False else pad
-    if stored < channels:
-        raise ValueError(f"pad={pad} stores fewer channels than the {channels} of x.")
     x32 = undifferentiable(jnp.asarray(x).astype(jnp.float32), "quantize")
     y = jnp.round(x32 * reciprocal(undifferentiable(scale, "quantize")))
     y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
@@ -131,7 +124,57 @@ def quantize(
         # Exact where it matters: |y| < 2**24, or the sum saturates anyway.
         y = y + zero.astype(jnp.float32)
     values = jnp.clip(y, -128, 127).astype(jnp.int8)
-    return QTensor(pad_channels(values, stored), scale, zero, channels)
+    return QTensor(pad_channels(values, stored), scale, zero, x.shape[-1])
+
+
+def quantize_image(
+    x: jax.Array, scale: Any, *, zero_point: Any = -128, pad: bool | int = True
+) -> QTensor:
+    """Take uint8 images as int8 data: q = x - 128, so real = (x - 128 - zero_point) * scale.
+
+    No number is rounded: the sign bit of each byte is flipped. With zero point -128 and a
+    ``scale`` of 1/255 the pixels are the reals in [0, 1]; with zero point -1 and 1/128 they are
+    (x - 127) / 128, as some networks have them. A mean and a deviation per channel belong into the
+    weights of the first convolution.
+
+    Args:
+        x: ``[..., C; uint8]``, channels last.
+        scale: ``[; float32]`` positive, real units per integer step. Data: changing it
+            never recompiles.
+        zero_point: ``[; int32]`` in [-128, 127]: the real zero is the pixel 128 + zero_point.
+        pad: True pads channels by the rule that `prepack` uses, so that the first
+            convolution needs no copy; False doesn't; an int is the count to store.
+
+    Returns:
+        A `QTensor` with C logical channels and that zero point.
+
+    Raises:
+        TypeError: if ``x`` isn't uint8, or its ``scale`` is differentiated.
+        ValueError: if ``x`` has no axis; on a bad scale, zero point or channel count.
+    """
+    x = jnp.asarray(as_array("x", x))
+    if x.dtype != jnp.uint8:
+        raise TypeError(
+            f"x must be a uint8 image, got {x.dtype}; quantise floats with quantize(x, scale)."
+        )
+    stored = _stored_channels(x, pad)
+    scale = undifferentiable(check_scale("scale", scale), "quantize_image")
+    values = jax.lax.bitcast_convert_type(x ^ jnp.uint8(0x80), jnp.int8)
+    zero = check_zero_point("zero_point", zero_point)
+    return QTensor(pad_channels(values, stored), scale, zero, x.shape[-1])
+
+
+def _stored_channels(x: Any, pad: bool | int) -> int:
+    """The channels to store for those of ``x``, as the argument ``pad`` has it."""
+    if x.ndim == 0:
+        raise ValueError("x must have a channel axis (the last one), got a scalar.")
+    if not isinstance(pad, bool) and not is_int(pad):
+        raise TypeError(f"pad must be True, False or a channel count, got {pad!r}.")
+    channels = x.shape[-1]
+    stored = padded_channels(channels) if pad is True else channels if pad is False else pad
+    if stored < channels:
+        raise ValueError(f"pad={pad} stores fewer channels than the {channels} of x.")
+    return int(stored)
 
 
 def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:

@@ -10,7 +10,6 @@ as large as its strides needs one phase: then it is a reshape and a 1x1 convolut
 from __future__ import annotations
 
 import dataclasses
-
 from typing import Any
 
 import jax

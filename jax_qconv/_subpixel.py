@@ -133,6 +133,11 @@ class Phases:
             pads.append((taps - 1 - first, first + blocks - n))
         return tuple(pads)
 
+    def _starts(self, padding: Padding) -> list[int]:
+        """Where in its first block the output begins."""
+        crops = zip(self.crop(padding), self.strides, strict=True)
+        return [before % stride for (before, _), stride in crops]
+
     def out(self, out: jax.Array, size: Ints, padding: Padding) -> jax.Array:
         """``[N, P', Q', phases * K]`` to ``[N, P, Q, K]``; ``size`` is that of the input."""
         n, *blocks, channels = out.shape
@@ -143,7 +148,7 @@ class Phases:
         whole = whole.reshape(
             n, *(b * s for b, s in zip(blocks, self.strides, strict=True)), channels // self.count
         )
-        starts = [before % s for (before, _), s in zip(self.crop(padding), self.strides, strict=True)]
+        starts = self._starts(padding)
         ends = [a + b for a, b in zip(starts, self.out_size(size, padding), strict=True)]
         return whole[(slice(None), *map(slice, starts, ends))]
 
@@ -151,10 +156,9 @@ class Phases:
         """The opposite of `out`, zeros where blocks hang over."""
         n, *sizes, k = residual.shape
         rank = len(sizes)
-        starts = [before % s for (before, _), s in zip(self.crop(padding), self.strides, strict=True)]
-        blocks = [
-            -(-(start + size) // s) for start, size, s in zip(starts, sizes, self.strides, strict=True)
-        ]
+        starts = self._starts(padding)
+        places = zip(starts, sizes, self.strides, strict=True)
+        blocks = [-(-(start + size) // stride) for start, size, stride in places]
         sides = [
             (start, b * s - start - size)
             for start, b, s, size in zip(starts, blocks, self.strides, sizes, strict=True)

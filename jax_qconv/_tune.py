@@ -15,8 +15,8 @@ from jax_qconv._collect import problems_of
 from jax_qconv._conv import qconv
 from jax_qconv._networks import Layer
 from jax_qconv._pack import prepack
-from jax_qconv._quantize import QTensor
 from jax_qconv._problem import Problem
+from jax_qconv._quantize import QTensor
 from jax_qconv._tuning import Tuned
 
 
@@ -111,8 +111,14 @@ def _show(out: TextIO, results: list[Tuned], total: int, seconds: float) -> None
           end="" if out.isatty() else "\n", file=out, flush=True)  # fmt: skip
 
 
-def layer_problems(layer: Layer, batch: int) -> Iterable[Problem]:
-    """The problem of a layer as `prepack` and `qconv` make it by default, int8 to int8."""
+def layer_problem(layer: Layer, batch: int, *, pad_to: tuple[int, int] | None = None) -> Problem:
+    """The problem of a layer as `prepack` and `qconv` make it, int8 to int8.
+
+    Args:
+        layer: of a network.
+        batch: size.
+        pad_to: channels to store, (C, K); None for those of the rule.
+    """
 
     def call(x: jax.Array, weight: jax.Array, residual: jax.Array | None) -> jax.Array:
         packed = prepack(
@@ -121,6 +127,7 @@ def layer_problems(layer: Layer, batch: int) -> Iterable[Problem]:
             layout="OHWI",
             strides=layer.stride,
             padding=layer.padding,
+            pad_to=pad_to,
         )
         out = qconv(
             QTensor(x, 1.0),
@@ -136,4 +143,5 @@ def layer_problems(layer: Layer, batch: int) -> Iterable[Problem]:
     weight = jax.ShapeDtypeStruct((layer.k, layer.r, layer.s, layer.c), jnp.int8)
     out = jax.eval_shape(call, x, weight, None)
     residual = jax.ShapeDtypeStruct((*out.shape[:3], layer.k), jnp.int8)
-    return problems_of(call, x, weight, residual if layer.residual else None)
+    (problem,) = problems_of(call, x, weight, residual if layer.residual else None)
+    return problem

@@ -22,6 +22,7 @@ from typing import Any
 
 from jax_qconv import _native, _plan_model, _plan_store
 from jax_qconv._problem import Problem
+from jax_qconv._spec import is_int
 
 SILENCE_S = 120.0
 """A worker that says nothing for so long is taken for dead. No plan takes that long to build."""
@@ -73,11 +74,14 @@ def tune_problems(
             configurations; None for `CANDIDATES` where there is a model, else all.
         workers: see `search`.
     """
+    if not (candidates in (None, "all") or (is_int(candidates) and candidates >= 0)):
+        raise ValueError(f"candidates must be a count, 'all' or None, got {candidates!r}.")
     by_text = {str(problem): problem for problem in problems}
     tasks = []
     for text, problem in by_text.items():
         names = list(_plan_model.rank(problem, target.compute_capability))
-        few = None if candidates == "all" or not names else names[: candidates or CANDIDATES]
+        count = CANDIDATES if candidates is None else candidates
+        few = names[:count] if names and isinstance(count, int) else None
         tasks.append(Task(text, few))
     for task, result in search(tasks, device=device, workers=workers):
         problem = by_text[task.problem]
@@ -263,7 +267,7 @@ class _Crew:
             self.busy.remove(worker)
             self.idle.append(worker)
             self._leave_gpu(worker)
-            yield task, message.get("ranking", message.get("error"))
+            yield task, message["ranking"] if "ranking" in message else str(message["error"])
 
     def _lose(self, worker: _Worker, how: str) -> tuple[Task, _Lost]:
         worker.end()

@@ -7,6 +7,7 @@ inside of the image, and differs along the borders.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_qconv._problem import Problem
+
+MAX_TERMS = 64
+"""Kernel elements up to which their sums are written out, for XLA to make one kernel of them."""
 
 
 def kind(problem: Problem) -> str:
@@ -33,11 +37,19 @@ def offset(problem: Problem, weight: jax.Array, zero_point: Any) -> jax.Array:
     sums = jnp.sum(weight, axis=-1, dtype=jnp.int32)
     if kind(problem) == "channel":
         return -zero_point * jnp.sum(sums, axis=tuple(range(1, sums.ndim)))
-    for axis in range(problem.rank):
-        # The first of the kernel's axes becomes the last one of the output's.
-        inside = jnp.asarray(_inside(problem, axis), jnp.int32)
-        sums = jnp.tensordot(sums, inside, axes=((1,), (1,)))
-    return -zero_point * jnp.moveaxis(sums, 0, -1)
+    inside = [_inside(problem, axis) for axis in range(problem.rank)]
+    if sums.size // len(sums) > MAX_TERMS:
+        for mask in inside:
+            # The first of the kernel's axes becomes the last one of the output's.
+            sums = jnp.tensordot(sums, jnp.asarray(mask, jnp.int32), axes=((1,), (1,)))
+        return -zero_point * jnp.moveaxis(sums, 0, -1)
+    total = jnp.zeros(problem.out_shape[1:], jnp.int32)
+    for tap in np.ndindex(*problem.w_shape[1:-1]):
+        masks = (mask[:, index] for mask, index in zip(inside, tap, strict=True))
+        seen = functools.reduce(np.logical_and.outer, masks)
+        row = jnp.broadcast_to(sums[(slice(None), *tap)], total.shape)
+        total += jnp.where(seen[..., None], row, jnp.int32(0))
+    return -zero_point * total
 
 
 def _inside(problem: Problem, axis: int) -> np.ndarray:

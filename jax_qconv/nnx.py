@@ -9,8 +9,8 @@ import jax
 from jax import lax
 
 from jax_qconv._activation import Activation
-from jax_qconv._conv import qconv
 from jax_qconv._binding import resolve_out_dtype
+from jax_qconv._conv import qconv
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._quantize import QTensor
 
@@ -31,7 +31,7 @@ class Quantized(nnx.Variable[PackedConv]):
 
 
 class QConv(nnx.Module):
-    """2-D int8 convolution with fused bias, residual, activation and rounding.
+    """int8 convolution with fused bias, residual, activation and rounding.
 
     Stands where `flax.nnx.Conv` stood, with the same names in the same order. Arguments of
     `flax.nnx.Conv` that have no meaning here (mask, dtypes, precision, initialisers, rngs)
@@ -65,15 +65,15 @@ class QConv(nnx.Module):
         Args:
             in_features: input channels.
             out_features: output channels.
-            kernel_size: (height, width). An int is refused: to Flax it is a 1-D kernel.
-            strides: window strides, an int or (height, width).
+            kernel_size: (height, width); an int for a 1-D convolution, three ints for a 3-D one.
+            strides: of the window, an int or one for each axis.
             padding: ``"SAME"``, ``"VALID"``, an int, (height, width) or
                 ((top, bottom), (left, right)); Flax's other modes are refused.
             input_dilation: only 1.
-            kernel_dilation: an int or (height, width).
-            feature_group_count: only 1 so far.
+            kernel_dilation: an int or one for each axis.
+            feature_group_count: groups, which divide both channel counts.
             use_bias: whether the trained convolution has a bias.
-            activation: ``"relu"``, ``"relu6"``, ``"leaky_relu"``, an `Activation`, or None.
+            activation: ``"relu"``, ``"silu"`` and so on, an `Activation`, or None.
             residual: whether calls take a residual, added before the activation.
             out_dtype: ``"int8"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             implementation: ``"cudnn"`` or ``"reference"``, which is then used or refused; None

@@ -124,7 +124,10 @@ def accumulate_transposed(
         (a - 1) * st + (r - 1) * d + 1
         for a, st, r, d in zip(size, strides, kernel, dilation, strict=True)
     ]
-    longer = [f + max(more - after, 0) for f, more, (_, after) in zip(full, output_padding, crop, strict=True)]
+    longer = [
+        f + max(more - after, 0)
+        for f, more, (_, after) in zip(full, output_padding, crop, strict=True)
+    ]
     parts = []
     for x_part, w_part in zip(np.split(x, groups, -1), np.split(w, groups), strict=True):
         acc = np.zeros((n, *longer, k // groups))
@@ -136,8 +139,7 @@ def accumulate_transposed(
             acc[(slice(None), *places)] += x_part @ w_part[(slice(None), *tap)].T
         parts.append(acc.astype(np.int64))
     ends = [
-        f - after + more
-        for f, (_, after), more in zip(full, crop, output_padding, strict=True)
+        f - after + more for f, (_, after), more in zip(full, crop, output_padding, strict=True)
     ]
     starts = [before for before, _ in crop]
     return np.concatenate(parts, -1)[(slice(None), *map(slice, starts, ends))]
@@ -201,9 +203,7 @@ def epilogue(
     # those that are the same function there.
     scale_free = kind in ("none", "relu", "clip", "leaky_relu", "prelu")
     bent = kind in ("leaky_relu", "prelu") or (last and kind != "none")
-    real_units = out_dtype == "int8" and (
-        not scale_free or (bent and out_zero_point is not None)
-    )
+    real_units = out_dtype == "int8" and (not scale_free or (bent and out_zero_point is not None))
     constants = fold(
         activation=activation,
         out_scale=None if real_units else out_scale,

@@ -30,6 +30,7 @@ def good():
     g.int8, g.float = g.biased.bind(x_scale=0.5, out_scale=2.0), g.biased.bind(x_scale=0.5)
     g.with_residual = g.biased.bind(x_scale=0.5, residual_scale=0.25)
     g.relu = g.biased.bind(x_scale=0.5, activation="relu")
+    g.zero = g.packed.bind(x_scale=0.5, x_zero_point=3)
     g.newer = dataclasses.replace(g.packed, format_version=2)
     g.out = np.asarray(qconv(g.q, g.float))
     return g
@@ -79,8 +80,8 @@ X = [
             lambda g: qconv(g.q, g.packed.bind(x_scale=0.5, x_zero_point=3)), ValueError,
             "bound with a zero point of x", "x has none"),
     refused("zero-point-other",
-            lambda g: qconv(QTensor(g.x, 0.5, 4), g.packed.bind(x_scale=0.5, x_zero_point=3)),
-            ValueError, "packed was bound to another x's zero point: 3, but got 4"),
+            lambda g: qconv(QTensor(g.x, 0.5, 4), g.zero), ValueError,
+            "packed was bound to another x's zero point: 3, but got 4"),
     refused("zero-point-of-another-size",
             lambda g: qconv(QTensor(g.x, 0.5, 3),
                             g.packed.bind(x_scale=0.5, x_zero_point=3, input_size=(6, 5))),

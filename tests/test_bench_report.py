@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from bench import readme_section, report, resnet50, summary
+from bench import efficientnet, kind_convs, readme_section, report, resnet50, summary
 from layers import RESNET50
 
 STORED = sorted(report.RESULTS.glob("*/summary.json"))
@@ -58,11 +58,23 @@ def files(layers):
         for batch in (128, 1)
         for name, ms in times.items()
     ]
+    lite = [row | {"images_per_s": 7.0} for row in rows if row["system"] in ("int8", "bf16")]
     rows.append({"system": "qwix", "batch": 128, "error": "no qwix"})
+    kinds = []
+    rivals = {"groups": {"int8_merge_1": {"us": 8.0, "merge": 1}}}
+    rivals |= {"zero_points": {"int8_symmetric": {"us": 1.6}}}
+    for kind in ("depthwise", "groups", "transposed", "zero_points"):
+        row = {"kind": kind, "name": "a", "batch": 128, "bytes": 4e6, "copy_gbps": 4000.0}
+        found = {"us": 2.0, "merge": 4, "exact": True}
+        found |= {"elements_compared": 100, "elements_wrong": 0}
+        systems = {"int8": found, **rivals.get(kind, {"bf16": {"us": 5.0}})}
+        kinds.append(row | {"roofline_us": 0.8, "systems": systems})
     return {
         "layers": layers,
         "gpu_tests": origin | COUNTS,
         "resnet50": origin | {"exact": True, "rows": rows},
+        "efficientnet_lite0": origin | {"exact": True, "rows": lite},
+        "kinds": origin | {"rows": kinds},
         "startup": origin | {"seconds": STARTUP},
         "model": {"held_out": HELD_OUT},
     }
@@ -110,7 +122,7 @@ def test_other_networks_have_their_own_keys(files):
     assert merged["suites.vgg16.b128.layers"] == 1
     assert merged["suites.vgg16.b128.median_spread"] == 0.01
     # Each output counts once, however many networks have the layer.
-    assert merged["programs.elements_compared"] == 1000 * len(files["layers"]["rows"])
+    assert merged["programs.elements_compared"] == 1000 * len(files["layers"]["rows"]) + 400
 
 
 def test_the_network_is_compared_with_the_best_variants(files):
@@ -122,6 +134,16 @@ def test_the_network_is_compared_with_the_best_variants(files):
     # by turns with int8, not by int8 as another group saw it
     assert merged["resnet50.b128.speedup_vs_torch_bf16"] == 3.6
     assert "resnet50.b128.speedup_vs_qwix" not in merged
+
+
+def test_the_other_network_has_its_own_keys(files):
+    merged = summary.summarise(**files)
+    key = "efficientnet_lite0.b128"
+    assert merged["efficientnet_lite0.exact"] and merged[f"{key}.images_per_s"] == 7
+    assert merged[f"{key}.jax_bf16_images_per_s"] == 7
+    assert merged[f"{key}.speedup_vs_jax_bf16"] == 2
+    # The fastest way counts.
+    assert merged["resnet50.b128.jax_bf16_images_per_s"] == pytest.approx(128e3 / 3)
 
 
 def test_every_target_has_its_figure(files):
@@ -137,7 +159,7 @@ def test_summary_counts_what_failed(layers):
     assert f"| `{RESNET50[0].name}` | 1 | failed | failed |" in readme_section.section(merged, "r")
 
 
-@pytest.mark.parametrize("file", ["gpu_tests", "resnet50", "startup"])
+@pytest.mark.parametrize("file", ["gpu_tests", "resnet50", "startup", "kinds"])
 def test_summary_refuses_figures_of_two_gpus(file, files):
     files[file]["device"] = "NVIDIA H100"
     with pytest.raises(ValueError, match=f"device NVIDIA H200, but {file}"):
@@ -156,6 +178,14 @@ def test_the_section_has_all_that_was_measured(files):
         "on 116 convolutions it wasn't fitted to, its picks take 1.50 times",
         "90 passed, 0 failed, 3 skipped; they compared 12,345 outputs",
         "int8 matrix products 1,500 TOPS, clocks of 1500 to 1980 MHz were seen",
+        "| EfficientNet-Lite0, whole forward pass | batch 128, ms | images/s |",
+        "- EfficientNet-Lite0 at batch 128, as fast as the best variant of: 2.00 times JAX bf16.",
+        "| depthwise: bytes a second over those of a copy | 128 | 1 | 1 | 0.50 (0.50) |",
+        "| depthwise: times as fast as JAX bf16 | 128 | 1 | 1 | 2.50 (2.50) |",
+        "| groups: times as fast as cuDNN's grouped kernel | 128 | 1 | 1 | 4.00 (4.00) |",
+        "| groups: time over that of the best merge | 128 | 1 | 1 | 1.00 (1.00) |",
+        "| transposed: times as fast as JAX bf16 | 128 | 1 | 1 | 2.50 (2.50) |",
+        "| zero point of the input: time over that without one | 128 | 1 | 1 | 1.25 (1.25) |",
         "](results/layers_b128.png)",
         "](results/roofline.png)",
         "](results/resnet50.png)",
@@ -168,6 +198,7 @@ def test_the_section_says_what_is_missing(layers):
     text = readme_section.section(summary.summarise(layers), "results")
     assert "- Not measured here: GPU tests, the whole of ResNet-50, the time to the first" in text
     assert "images/s" not in text and "resnet50.png" not in text
+    assert "other kinds" not in text and "EfficientNet" not in text
 
 
 def test_the_section_says_what_failed(files):
@@ -175,12 +206,14 @@ def test_the_section_says_what_failed(files):
     files["gpu_tests"] |= {"passed": 85, "failed": 4, "error": 1}
     text = readme_section.section(summary.summarise(**files), "results")
     assert "85 passed, 5 failed, 3 skipped" in text
-    assert "Of 51,000 outputs of the timed programs 7 differed" in text
+    assert "Of 51,400 outputs of the timed programs 7 differed" in text
 
 
 def test_the_section_shows_layers_and_systems_that_exist():
     assert set(readme_section.SHOWN) <= {layer.name for layer in RESNET50}
-    assert set(readme_section.NETS) == set(resnet50.NETS)
+    assert set(readme_section.NETS) == {*resnet50.NETS, *efficientnet.NETS}
+    assert set(readme_section.NETWORKS) == set(summary.NETWORKS)
+    assert set(readme_section.KINDS) == set(kind_convs.KINDS)
     assert set(readme_section.RIVALS) <= set(summary.COMPARED.values())
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench import resnet50, resnet50_jax, startup
+from bench import nets, resnet50, resnet50_jax, startup
 from bench.resnet50_net import STAGES
 
 
@@ -56,13 +56,14 @@ def test_qwix_is_the_same_network(image, int8):
 
 
 def test_what_matters_most_comes_first_and_the_rest_waits_for_nothing():
-    found = list(resnet50.groups(list(resnet50.NETS), []))
-    assert found[0] == list(resnet50.CORE) and {"int8", "seed", "bf16_blocks_graph"} <= {*found[0]}
-    assert found[1:] == [["int8", name] for name in resnet50.NETS if name not in resnet50.CORE]
-    done = [*resnet50.CORE, "xla_int8"]
-    assert ["int8", "xla_int8"] not in resnet50.groups(list(resnet50.NETS), done)
-    assert list(resnet50.groups(["int8", "bf16"], done)) == []
-    assert list(resnet50.groups(["int8"], [])) == [["int8"]]
+    core, all_systems = resnet50.CORE, list(resnet50.NETS)
+    found = list(nets.groups(all_systems, [], core))
+    assert found[0] == list(core) and {"int8", "seed", "bf16_blocks_graph"} <= {*found[0]}
+    assert found[1:] == [["int8", name] for name in all_systems if name not in core]
+    done = [*core, "xla_int8"]
+    assert ["int8", "xla_int8"] not in nets.groups(all_systems, done, core)
+    assert list(nets.groups(["int8", "bf16"], done, core)) == []
+    assert list(nets.groups(["int8"], [], core)) == [["int8"]]
 
 
 class Fake:
@@ -83,16 +84,16 @@ def fakes(monkeypatch):
     def fail(batch):
         raise ImportError("no such package")
 
-    nets = {"int8": lambda n: Fake(1000 * n), "bf16": lambda n: Fake(3000 * n), "qwix": fail}
-    monkeypatch.setattr(resnet50, "NETS", nets)
+    systems = {"int8": lambda n: Fake(1000 * n), "bf16": lambda n: Fake(3000 * n), "qwix": fail}
+    monkeypatch.setattr(resnet50, "NETS", systems)
     monkeypatch.setattr(resnet50, "CORE", ("int8", "bf16"))
     monkeypatch.setattr(resnet50, "exact", lambda batch: True)
     monkeypatch.setenv("JAX_QCONV_COMMIT", "0123456789abcdef")
 
 
 def test_rows_have_every_sample_and_the_speed_against_int8(fakes):
-    int8, bf16, qwix = resnet50.measure({}, 2, ["int8", "bf16", "qwix"])
-    assert len(bf16["samples_us"]) == resnet50.REPEATS
+    int8, bf16, qwix = nets.measure(resnet50.NETS, {}, 2, ["int8", "bf16", "qwix"])
+    assert len(bf16["samples_us"]) == nets.REPEATS
     assert bf16["ms"] == min(bf16["samples_us"]) / 1e3 < bf16["ms_median"]
     assert bf16["int8_ms"] == int8["ms"]
     assert bf16["speedup_of_int8"] == pytest.approx(bf16["ms"] / int8["ms"])
@@ -120,7 +121,7 @@ def test_the_script_goes_on_where_it_was_cut_off(fakes, monkeypatch, tmp_path):
 
 def test_a_network_is_timed():
     run, params = (lambda params, x: params * x.sum()), jnp.float32(2)
-    net = resnet50.Net((run, params), jnp.ones(8), graph="")
+    net = nets.Net((run, params), jnp.ones(8), graph="")
     assert net.execute(2) > 0 and net.host_us(2) > 0
 
 

@@ -68,7 +68,7 @@ def test_list_has_a_row_for_each_plan_with_all_that_tells_them_apart(plans):
     save(problem(1), target=OTHER)
     out, _ = plans("list")
     head, *rows, more = out.splitlines()
-    assert head.split() == "digest us plan tried problem GPU cuDNN from".split()
+    assert " ".join(head.split()) == "digest us plan tried problem GPU cuDNN from"
     assert more.startswith("1 more come with the package")
     assert len({row.split(None, 1)[1] for row in rows}) == len(rows) == 5
     (row,) = (row for row in rows if "NVIDIA Other" in row)

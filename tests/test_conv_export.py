@@ -80,7 +80,7 @@ def test_one_program_for_cpus_and_tpus():
 def cuda_extension(monkeypatch):
     """An extension that is there, and no GPU."""
     monkeypatch.setattr(_native, "extension", lambda: None)
-    monkeypatch.setattr(_plans, "_local_gpu", lambda: None)
+    monkeypatch.setattr(_plans, "local_gpu", lambda: None)
 
 
 def test_one_program_with_cudnn_for_gpus(cuda_extension):

@@ -78,9 +78,7 @@ def test_space_to_depth(case):
 @pytest.mark.parametrize("merge", [1, 2, 4, 8])
 @pytest.mark.parametrize("zero_points", [(), ("x",)], ids=["symmetric", "zero-point"])
 def test_merged_groups_give_the_same_bytes(merge, zero_points):
-    geometry = Geometry(
-        (2, 6, 6, 128), (128, 3, 3, 16), padding="SAME", pads="SAME", groups=8
-    )
+    geometry = Geometry((2, 6, 6, 128), (128, 3, 3, 16), padding="SAME", pads="SAME", groups=8)
     case = Case(geometry, zero_points=zero_points, pack=(("merge_groups", merge),))
     check(case)
 
@@ -95,6 +93,12 @@ def test_bare_and_float_outputs(out_dtype, zero_points, transpose):
         (2, 5, 7, 5), (6, 4, 4, 5), (2, 2), padding=1, pads=pads, transpose=transpose
     )
     check(Case(geometry, bias=False, out_dtype=out_dtype, zero_points=zero_points))
+
+
+@pytest.mark.parametrize("kernel", [(9, 9), (1, 3)])
+def test_the_border_of_small_and_large_kernels(kernel):
+    geometry = Geometry((1, 9, 8, 3), (4, *kernel, 3), padding="SAME", pads="SAME")
+    check(Case(geometry, zero_points=("x",)))
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "tanh", "silu", "gelu", "gelu_tanh"])
@@ -164,7 +168,5 @@ def test_a_flipped_kernel_is_that_of_lax_conv_transpose(padding):
     x = rng.integers(-9, 10, (2, 5, 6, 3)).astype(np.float32)
     w = rng.integers(-127, 128, (3, 4, 3, 4), np.int8)
     want = jax.lax.conv_transpose(x, w.astype(np.float32), (2, 2), padding, precision="highest")
-    packed = q.prepack(
-        w[::-1, ::-1], weight_scale=1.0, strides=2, padding=padding, transpose=True
-    )
+    packed = q.prepack(w[::-1, ::-1], weight_scale=1.0, strides=2, padding=padding, transpose=True)
     np.testing.assert_array_equal(q.qconv(x, packed, x_scale=1.0), want)

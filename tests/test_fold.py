@@ -94,3 +94,16 @@ def test_no_bias_is_a_bias_of_zero(bias):
     got = folded(Activation(), bias=bias, **scales)
     np.testing.assert_array_equal(got["b"], np.zeros(STORED))
     np.testing.assert_array_equal(got["m"], [0.125] * K + [0] * (STORED - K))
+
+
+def test_traced_scales_are_divided_not_multiplied_with_a_reciprocal():
+    """With the reciprocal, which XLA likes better, this one comes out one unit higher."""
+    scale, x_scale, out_scale = map(
+        float.fromhex, ("0x1.4000c4p-9", "0x1.4dea46p-8", "0x1.aaabbp-3")
+    )
+    scales = {"x_scale": np.float32(x_scale), "out_scale": np.float32(out_scale)}
+    scales |= {"weight_scale": np.full(K, scale, np.float32), "bias": None, "residual_scale": None}
+    on_the_host = folded(Activation(), **scales)["m"]
+    traced = jax.jit(lambda scales: folded(Activation(), bias=None, residual_scale=None, **scales))
+    del scales["bias"], scales["residual_scale"]
+    oracle.assert_same(traced(scales)["m"], np.asarray(on_the_host))

@@ -18,22 +18,48 @@ CUDA = pathlib.Path(__file__).parents[1] / "cuda"
 
 # Each module may import only modules before it.
 MODULES = [
-    "_spec",  # layouts, geometry, problems: no arrays
+    "_activation",
+    "_spec",  # how shapes and places are said: no arrays
+    "_problem",
     "_arrays",
     "_quantize",
     "_fold",
+    "_binding",
+    "_space_to_depth",
+    "_subpixel",
+    "_groups",
+    "_zero_point",
     "_packed_conv",
     "_pack",
     "_reference",
+    "_window",  # where windows lie: no arrays
+    "_steps",
+    "_table",
+    "_elementwise",
+    "_pool",
+    "_rearrange",
+    "_resize",
     "_native",  # the only one that sees the extension
+    "_plan_model",
+    "_plan_store",
+    "_race",
+    "_tuning_worker",
+    "_tuning",
     "_plans",
     "_primitive",
+    "_resolve",
     "_conv",
+    "_linear",
+    "_collect",
+    "_networks",
+    "_tune",
+    "_paddings",
     "_flax",
     "linen",
     "nnx",
     "_info",
     "__init__",
+    "_cli",
     "__main__",
 ]
 

@@ -11,7 +11,7 @@ from jax_qconv import QTensor, prepack, qconv
 from jax_qconv._collect import problems_of
 from jax_qconv._networks import NETWORKS, RESNET50, Layer
 from jax_qconv._spec import padded_channels
-from jax_qconv._tune import layer_problems
+from jax_qconv._tune import layer_problem
 
 CONVOLUTIONS = {
     "resnet18": 20,
@@ -71,7 +71,7 @@ def test_residuals_are_where_a_block_ends_as_it_began():
 
 
 def problem_of(layer, batch):
-    (problem,) = layer_problems(layer, batch)
+    problem = layer_problem(layer, batch)
     return problem
 
 

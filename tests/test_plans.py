@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import jax_qconv
 from jax_qconv import (
     EngineUnavailableError,
     QTensor,
@@ -16,11 +17,11 @@ from jax_qconv import (
     qconv,
 )
 from jax_qconv._plan_store import Entry, Target
-from jax_qconv._activation import Activation
 from jax_qconv._problem import Problem
 
 TARGET = Target("NVIDIA Test GPU", 90, "9.12.0")
 MODELLED, STORED, TUNED = "cudnn:4:cfg=1", "cudnn:4:cfg=2", "cudnn:4:cfg=3"
+SHIPPED = "cudnn:4:cfg=4"
 
 
 class FakeGpu:
@@ -140,16 +141,57 @@ def test_a_plan_named_by_the_caller_wins(gpu, autotune):
 
 
 @pytest.mark.parametrize("autotune", _plans.AUTOTUNE)
-@pytest.mark.parametrize("processes", [1, 2])
-def test_without_a_gpu_or_in_several_processes_each_device_chooses(
-    gpu, monkeypatch, autotune, processes
-):
+def test_without_a_gpu_each_device_chooses(gpu, monkeypatch, autotune):
     store(problem())
-    if processes == 1:
-        monkeypatch.setattr(_plans, "local_gpu", lambda: None)
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(_plans, "local_gpu", lambda: None)
     assert _plans.plan_for(problem(), None, autotune) == _plans.DEFERRED
     assert gpu.tuned == []
+
+
+@pytest.mark.parametrize(
+    ("autotune", "chosen"), [("off", MODELLED), ("cached", SHIPPED), ("on", SHIPPED)]
+)
+def test_several_processes_choose_by_what_they_share(gpu, monkeypatch, autotune, chosen):
+    """The user's store may differ between them; tables and the model come with the package."""
+    store(problem())
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    table = _plan_store.Table(TARGET, {str(problem()): {"plan": SHIPPED}})
+    monkeypatch.setattr(_plan_store, "shipped", lambda: (table,))
+    assert _plans.plan_for(problem(), None, autotune) == chosen
+    assert _plans.plan_for(problem(2), None, autotune) == MODELLED
+    assert gpu.tuned == []
+
+
+@pytest.mark.parametrize("autotune", ["cached", "on"])
+def test_plans_are_chosen_for_a_named_target(gpu, monkeypatch, autotune):
+    other = Target("NVIDIA Other", 90, "9.19.0")
+    store(problem(), plan=SHIPPED, target=other)
+    gpu.model = {}
+    for local in (0, None):
+        monkeypatch.setattr(_plans, "local_gpu", lambda local=local: local)
+        with jax_qconv.target(other.gpu, cudnn=other.cudnn):
+            assert _plans.plan_for(problem(), None, autotune) == SHIPPED
+            assert _plans.plan_for(problem(2), None, autotune) == _plans.DEFERRED
+    assert gpu.tuned == []
+
+
+def test_a_function_is_compiled_again_for_another_target(gpu, monkeypatch):
+    monkeypatch.setattr(_plans, "local_gpu", lambda: None)
+    store(problem(), plan=SHIPPED, target=TARGET)
+    (before,) = lowered_calls({})
+    with jax_qconv.target(TARGET.gpu, cudnn=TARGET.cudnn):
+        (inside,) = lowered_calls({})
+    (after,) = lowered_calls({})
+    assert SHIPPED in inside and SHIPPED not in before + after
+
+
+@pytest.mark.parametrize(
+    ("gpu_name", "cudnn", "compute_capability"),
+    [("", "9.19.0", 90), ("NVIDIA H100", "nine", 90), ("NVIDIA H100", "9.19.0", "90")],
+)
+def test_a_target_that_is_no_gpu_is_refused(gpu_name, cudnn, compute_capability):
+    with pytest.raises(ValueError, match="is no GPU with a version of cuDNN"):
+        jax_qconv.target(gpu_name, cudnn=cudnn, compute_capability=compute_capability)
 
 
 def test_no_exact_plan_is_an_error_with_every_reason_and_is_not_remembered(gpu):
@@ -213,3 +255,43 @@ def test_calls_of_a_program_that_differ_in_autotune_get_each_its_plan(gpu):
     store(problem())
     off, cached = lowered_calls({"autotune": "off"}, {"autotune": "cached"})
     assert f'plan = "{MODELLED}"' in off and f'plan = "{STORED}"' in cached
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x_shape": (1, 4, 8, 8, 64), "w_shape": (64, 3, 3, 3, 64), "rank": 3},
+        {"x_shape": (1, 8, 8, 64), "w_shape": (64, 3, 3, 8), "groups": 8},
+        {"out_dtype": "int32"},
+    ],
+    ids=["3-D", "groups", "int32"],
+)
+def test_the_model_passes_over_what_it_does_not_know(fields):
+    rank = fields.pop("rank", 2)
+    fields = {"x_shape": (1, 8, 8, 64), "w_shape": (64, 3, 3, 64), "groups": 1} | fields
+    ones = (1,) * rank
+    fields = {"out_dtype": "int8", "activation": "none"} | fields
+    made = Problem.make(strides=ones, padding="SAME", dilation=ones, **fields)
+    assert _plan_model.rank(made, 90) == {}
+
+
+def lower_depthwise(**engine):
+    packed = prepack(np.ones((3, 3, 1, 64), np.float32), groups=64)
+    packed = packed.bind(x_scale=1.0, out_scale=1.0)
+    x = QTensor(np.zeros((1, 8, 8, 64), np.int8), 1.0)
+    traced = jax.jit(lambda x: qconv(x, packed, **engine)).trace(x)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_cudnn_is_refused_where_it_has_no_kernel(gpu):
+    with pytest.raises(EngineUnavailableError, match=r"depthwise .* prepack\(merge_groups="):
+        lower_depthwise(implementation="cudnn")
+    assert _native.TARGET in lower_depthwise()
+
+
+@pytest.mark.parametrize(
+    ("implementation", "plan"), [("cudnn", "depthwise:1"), ("reference", "cudnn:4")]
+)
+def test_a_plan_of_another_implementation_is_refused(implementation, plan):
+    with pytest.raises(ValueError, match=f"plan='{plan}' isn't one of .*'{implementation}'"):
+        lower_depthwise(implementation=implementation, plan=plan)

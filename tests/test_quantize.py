@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jax_qconv import QTensor, dequantize, quantize
+from jax_qconv import QTensor, dequantize, quantize, quantize_image
 
 SCALES = st.floats(2.0**-40, 2.0**40, width=32)
 ZERO_POINTS = st.none() | st.integers(-128, 127)
@@ -153,6 +153,58 @@ def test_integers_and_scalars_are_not_quantised():
         quantize(jnp.float32(1), 0.1)
 
 
+def test_images_are_moved_by_128_and_mean_the_same():
+    x = np.arange(256, dtype=np.uint8).reshape(2, 8, 16)
+    for call in (quantize_image, jax.jit(quantize_image)):
+        q = call(x, 1 / 255)
+        assert q.values.tolist() == (x.astype(np.int16) - 128).tolist()
+        assert int(q.zero_point) == -128
+        np.testing.assert_array_equal(dequantize(q), x.astype(np.float32) * np.float32(1 / 255))
+
+
+@pytest.mark.parametrize("zero_point", [-1, 0, 127])
+def test_the_real_zero_of_an_image_may_be_any_pixel(zero_point):
+    x = np.arange(256, dtype=np.uint8)
+    q = quantize_image(x, 1 / 128, zero_point=zero_point)
+    assert q.values.tolist() == (x.astype(np.int16) - 128).tolist()
+    np.testing.assert_array_equal(dequantize(q), (x.astype(np.float32) - 128 - zero_point) / 128)
+
+
+@pytest.mark.parametrize(("pad", "stored"), [(True, 4), (False, 3), (7, 7)])
+def test_images_are_padded_like_floats(pad, stored):
+    q = quantize_image(np.ones((2, 5, 3), np.uint8), 0.1, pad=pad)
+    assert (q.values.shape, q.shape) == ((2, 5, stored), (2, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("x", "arguments", "error", "message"),
+    [
+        (np.ones((2, 3)), {}, TypeError, "x must be a uint8 image, got float.*quantize.x, scale"),
+        (np.ones((2, 3), np.int8), {}, TypeError, "x must be a uint8 image, got int8"),
+        (None, {}, TypeError, "x must be an array, got NoneType"),
+        (np.uint8(1), {}, ValueError, "x must have a channel axis .the last one., got a scalar"),
+        (np.ones((2, 3), np.uint8), {"pad": 2}, ValueError, "pad=2 stores fewer channels than"),
+        (np.ones((2, 3), np.uint8), {"pad": "no"}, TypeError, "pad must be True, False or a"),
+        (np.ones((2, 3), np.uint8), {"scale": 0}, ValueError, "scale must be positive and finite"),
+        (np.ones((2, 3), np.uint8), {"zero_point": 128}, ValueError, "zero_point must lie in"),
+    ],
+)
+def test_what_is_no_image_is_refused(x, arguments, error, message):
+    with pytest.raises(error, match=message):
+        quantize_image(x, **{"scale": 0.1, **arguments})
+
+
+def test_an_image_is_one_flip_of_bits():
+    text = jax.jit(lambda x: quantize_image(x, 0.1).values).lower(np.ones(4, np.uint8)).as_text()
+    assert "xor" in text and "f32" not in text
+
+
+def test_the_scale_of_an_image_has_no_gradient():
+    x = np.ones((2, 4), np.uint8)
+    with pytest.raises(TypeError, match="quantize_image works on integers and has no gradient"):
+        jax.grad(lambda s: dequantize(quantize_image(x, s)).sum())(0.1)
+
+
 def test_a_gradient_is_an_error_and_never_zero():
     with pytest.raises(TypeError, match="quantize works on integers and has no gradient"):
         jax.grad(lambda x: dequantize(quantize(x, 0.1)).sum())(jnp.ones(4))
@@ -192,3 +244,20 @@ def test_a_qtensor_reads_well():
 def test_a_qtensor_of_shapes_reads_well():
     q = jax.eval_shape(lambda x, s: quantize(x, s), jnp.ones((2, 3)), 0.25)
     assert re.fullmatch(r"QTensor\(int8\[2, 3\], scale=.*float32.*, stored channels 4\)", repr(q))
+
+
+def test_scales_that_are_known_stay_known_while_tracing():
+    """Later ops then see that two of them are equal, and compute their constants once."""
+    seen = []
+
+    @jax.jit
+    def call(x, traced):
+        for scale in (0.1, np.float32(0.1), traced):
+            q = quantize(x, scale, zero_point=3)
+            seen.append(
+                (isinstance(q.scale, jax.core.Tracer), isinstance(q.zero_point, jax.core.Tracer))
+            )
+        return q.values
+
+    call(np.ones(4, np.float32), np.float32(0.1))
+    assert seen == [(False, False), (False, False), (True, False)]

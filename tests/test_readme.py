@@ -74,3 +74,8 @@ def test_contributing_names_the_job_of_every_source():
     stems = {path.stem for path in [*sources, *ROOT.glob("cuda/*.cc")]}
     assert len(stems) > 20
     assert stems <= set(re.findall(r"\w+", text))
+
+
+def test_every_public_function_is_in_the_readme():
+    public = {name for name in jax_qconv.__all__ if name[0].islower()}
+    assert public <= set(re.findall(r"\w+", README))

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parent / "bench" / "run_gpu.sh"
-STAGES = ["tests", "rankings", "layers", "resnet50", "startup", "rivals", "suites", "summary"]
+STAGES = ["tests", "rankings", "layers", "resnet50", "startup", "rivals", "suites"]
+STAGES += ["kinds", "efficientnet", "summary"]
 
 
 @pytest.fixture

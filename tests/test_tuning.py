@@ -100,6 +100,14 @@ def test_a_few_candidates_are_the_models_best_beside_the_suggestions(monkeypatch
     }
 
 
+@pytest.mark.parametrize("candidates", ["some", -1, 1.5, True])
+def test_how_many_candidates_is_checked(candidates):
+    with pytest.raises(
+        ValueError, match=f"candidates must be a count, 'all' or None.*{candidates}"
+    ):
+        tuned(problem(), candidates=candidates)
+
+
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(_tuning, "WORKER", ("-c", "import sys; sys.exit(7)"))
     with pytest.raises(_tuning.TuningError, match=r"starting.*exit status 7"):

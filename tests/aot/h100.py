@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -44,8 +45,7 @@ def compile(function: Any, *args: Any, dump_to: Any = None) -> str:
 def instructions(hlo: str) -> list[str]:
     """The opcodes of the entry computation but those that cost nothing, in order."""
     entry = hlo[hlo.index("\nENTRY ") :]
-    lines = [line for line in entry.splitlines() if " = " in line]
-    opcodes = [line.split(" = ", 1)[1].split("(")[0].split()[-1] for line in lines]
-    # A result tuple makes its opcode the last word before the operands' parenthesis too.
+    # name = type opcode(operands), where the type may be a tuple of types.
+    opcodes = re.findall(r" = (?:\(.*?\)|\S+) ([\w-]+)\(", entry)
     free = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast"}
     return [opcode for opcode in opcodes if opcode not in free]

@@ -8,7 +8,16 @@ import h100
 import jax
 import jax.numpy as jnp
 import pytest
-from bench import ceilings, resnet50_jax, systems, timing
+from bench import (
+    ceilings,
+    efficientnet_jax,
+    efficientnet_net,
+    kind_systems,
+    resnet50_jax,
+    systems,
+    timing,
+)
+from bench.kind_convs import KINDS
 from bench.resnet50_net import CONVS
 from layers import RESNET50
 
@@ -64,6 +73,39 @@ def test_the_fusion_that_is_asked_for_is_formed(tmp_path):
         compile_program(system, tmp_path)
 
 
+KIND_CONVS = {kind: min(convs, key=lambda conv: conv.nbytes(1)) for kind, convs in KINDS.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_of_other_kinds_are_loops_of_the_calls(kind, tmp_path):
+    data = kind_systems.Data.make(KIND_CONVS[kind], 1)
+    for name, make in kind_systems.of_kind(kind, data.conv).items():
+        system = make(data)
+        (folder := tmp_path / name).mkdir()
+        hlo, before, body = compile_program(system, folder)
+        assert f'"known_trip_count":{{"n":"{ROUNDS}"}}' in hlo, name
+        if system.target is None:  # one kernel each, beside the counter
+            assert body == ["kCommandBuffer"] + EPILOGUE * (1 + CALLS), name
+            continue
+        assert timing.count_calls(hlo, system.target) == CALLS, name
+        call = OURS if name.startswith("int8") else JAX
+        assert call[0] not in before, name
+        if name.startswith("int8"):  # a transposed one goes from depth to space
+            call = call + EPILOGUE * data.conv.transpose
+            assert body == ["kCommandBuffer", "kCustomKernel"] + call * CALLS, name
+        else:
+            assert [thunk for thunk in body if thunk == call[0]] == call * CALLS, name
+
+
+@pytest.mark.parametrize("conv", [KINDS["transposed"][0], KINDS["transposed"][8]])
+def test_a_flipped_transposed_convolution_has_a_kernel_of_its_own(conv, tmp_path):
+    data = kind_systems.Data.make(conv, 1)
+    for flipped, found in ((False, 0), (True, CALLS)):
+        (folder := tmp_path / str(flipped)).mkdir()
+        hlo, *_ = compile_program(kind_systems.bf16(data, flipped=flipped), folder)
+        assert timing.count_calls(hlo, "__cudnn$convBackwardInput") == found
+
+
 def test_the_products_of_the_ceiling_are_of_integers():
     product = ceilings.product("xla", 4096, 4096, 4096)
     hlo = h100.compile(product.func, *h100.shapes(product.args))
@@ -81,6 +123,13 @@ def test_the_whole_network_has_convolutions_of_int8(net):
     hlo = h100.compile(run, *h100.shapes((params, x)))
     convolutions = re.findall(r"custom-call\((.*?)\), .*custom_call_target=\"__cudnn\$conv", hlo)
     assert len(convolutions) == len(CONVS)
+
+
+@pytest.mark.slow
+def test_the_network_of_depthwise_convolutions_is_one_call_for_each():
+    run, params = efficientnet_jax.int8_net()
+    hlo = h100.compile(run, *h100.shapes((params, jnp.zeros((1, 224, 224, 3), jnp.int8))))
+    assert hlo.count('custom_call_target="jax_qconv.conv"') == len(efficientnet_net.CONVS)
 
 
 def compile_program(system, folder):

@@ -21,7 +21,6 @@ from bench.record import origin, write
 from tqdm import tqdm
 
 from jax_qconv import _native
-from jax_qconv._activation import as_activation
 from jax_qconv._problem import Problem
 
 CHANNELS = (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 68, 72, 80, 96, 112, 128, 144, 160)

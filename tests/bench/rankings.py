@@ -54,13 +54,12 @@ def odd_layers(count: int = 48, seed: int = 0) -> list[tuple[Layer, int]]:
 def problems() -> tuple[list[Problem], list[Problem]]:
     """Those of the table, and those held out."""
     table = [
-        problem
+        _tune.layer_problem(layer, batch)
         for batch, name in itertools.product(BATCHES, TABLE)
         for layer in NETWORKS[name]
-        for problem in _tune.layer_problems(layer, batch)
     ]
     others = [(layer, batch) for batch in BATCHES for layer in NETWORKS[HELD_OUT]] + odd_layers()
-    held_out = [p for layer, batch in others for p in _tune.layer_problems(layer, batch)]
+    held_out = [_tune.layer_problem(layer, batch) for layer, batch in others]
     known = set(table)
     return list(dict.fromkeys(table)), [p for p in dict.fromkeys(held_out) if p not in known]
 

@@ -29,10 +29,13 @@ RIVALS = {
 NETS = {
     "int8": "jax_qconv, int8",
     "int8_without_graph": "jax_qconv, int8, without CUDA graphs",
+    "int8_merged": "jax_qconv, int8, depthwise channels in dense blocks",
     "bf16": "JAX bf16",
     "bf16_graph": "JAX bf16, convolutions in CUDA graphs",
     "bf16_blocks": "JAX bf16, space-to-depth stem",
     "bf16_blocks_graph": "JAX bf16, space-to-depth stem, CUDA graphs",
+    "bf16_shifts": "JAX bf16, depthwise as sums of shifted images",
+    "bf16_shifts_graph": "JAX bf16, depthwise as sums of shifted images, CUDA graphs",
     "torch_bf16": "PyTorch bf16, eager",
     "torch_bf16_graph": "PyTorch bf16, CUDA graph",
     "torch_bf16_compiled": "PyTorch bf16, `torch.compile`, CUDA graph",
@@ -41,7 +44,29 @@ NETS = {
     "xla_int8_fused": "JAX int8 through XLA, fusion of convolutions",
     "qwix": "qwix int8, float32 between layers",
 }
-"""Systems of the whole network, by their names in resnet50.json."""
+"""Systems of whole networks, by their names in resnet50.json and efficientnet_lite0.json."""
+
+NETWORKS = {"resnet50": "ResNet-50", "efficientnet_lite0": "EfficientNet-Lite0"}
+"""Whole networks, by their names in the summary."""
+
+KINDS = {
+    "depthwise": {
+        "share_of_copy_bandwidth": ("depthwise: bytes a second over those of a copy", "min"),
+        "speedup_vs_jax_bf16": ("depthwise: times as fast as JAX bf16", "min"),
+        "speedup_vs_jax_bf16_shifts": (
+            "depthwise: times as fast as shifted images in JAX bf16",
+            "min",
+        ),
+    },
+    "groups": {
+        "speedup_vs_cudnn_grouped": ("groups: times as fast as cuDNN's grouped kernel", "min"),
+        "speedup_vs_jax_bf16": ("groups: times as fast as JAX bf16", "min"),
+        "over_best_merge": ("groups: time over that of the best merge", "max"),
+    },
+    "transposed": {"speedup_vs_jax_bf16": ("transposed: times as fast as JAX bf16", "min")},
+    "zero_points": {"slowdown": ("zero point of the input: time over that without one", "max")},
+}
+"""Other kinds of convolution: by name of a figure what it says, and which is its worst."""
 
 PICTURES = {
     "layers_b128.png": ("layers", "All layers at batch 128: int8, others, the roofline"),
@@ -70,7 +95,8 @@ def section(summary: Summary, folder: str) -> str:
         [_origin(summary, folder)],
         list(_suites(summary)),
         list(_layers(summary)),
-        list(_networks(summary)),
+        *(list(_network(summary, network)) for network in NETWORKS),
+        list(_kinds(summary)),
         list(_notes(summary)),
         [f"![{PICTURES[picture][1]}]({folder}/{picture})" for picture in pictures(summary)],
     ]
@@ -167,16 +193,16 @@ def _layers(summary: Summary) -> Iterator[str]:
     )
 
 
-def _networks(summary: Summary) -> Iterator[str]:
-    """The whole of ResNet-50, a line for each system."""
-    batches = _batches(summary, "resnet50.")
+def _network(summary: Summary, network: str) -> Iterator[str]:
+    """A whole network, a line for each system."""
+    batches = _batches(summary, f"{network}.")
     if not batches:
         return
 
     def key(name: str, batch: int, figure: str) -> str:
-        return f"resnet50.b{batch}.{figure if name == 'int8' else f'{name}_{figure}'}"
+        return f"{network}.b{batch}.{figure if name == 'int8' else f'{name}_{figure}'}"
 
-    heads = ["ResNet-50, whole forward pass"]
+    heads = [f"{NETWORKS[network]}, whole forward pass"]
     heads += [title for b in batches for title in (f"batch {b}, ms", "images/s")]
     yield from table(
         heads,
@@ -193,16 +219,35 @@ def _networks(summary: Summary) -> Iterator[str]:
     )
 
 
+def _kinds(summary: Summary) -> Iterator[str]:
+    """Other kinds of convolution, a line for each comparison and batch size."""
+    rows = [
+        [
+            what,
+            *(str(value) for value in (batch, summary[f"{place}layers"], summary[f"{place}exact"])),
+            f"{summary[f'{place}geomean_{name}']:.2f} ({summary[f'{place}{worst}_{name}']:.2f})",
+        ]
+        for kind, figures in KINDS.items()
+        for name, (what, worst) in figures.items()
+        for batch in _batches(summary, f"{kind}.")
+        if f"{(place := f'{kind}.b{batch}.')}geomean_{name}" in summary
+    ]
+    if rows:
+        heads = ["other kinds of convolution", "batch", "layers", "exact", "mean (worst)"]
+        yield from table(heads, rows)
+
+
 def _notes(summary: Summary) -> Iterator[str]:
-    for batch in _batches(summary, "resnet50."):
-        rivals = {
-            title: summary[key]
-            for name, title in RIVALS.items()
-            if (key := f"resnet50.b{batch}.speedup_vs_{name}") in summary
-        }
-        if rivals:
-            times = ", ".join(f"{value:.2f} times {title}" for title, value in rivals.items())
-            yield f"- ResNet-50 at batch {batch}, as fast as the best variant of: {times}."
+    for network, of_network in NETWORKS.items():
+        for batch in _batches(summary, f"{network}."):
+            rivals = {
+                title: summary[key]
+                for name, title in RIVALS.items()
+                if (key := f"{network}.b{batch}.speedup_vs_{name}") in summary
+            }
+            if rivals:
+                times = ", ".join(f"{value:.2f} times {title}" for title, value in rivals.items())
+                yield f"- {of_network} at batch {batch}, as fast as the best variant of: {times}."
     if "startup.cold_s" in summary:
         cold, warm, programs = (
             summary[f"startup.{name}_s"] for name in ("cold", "warm", "warm_with_programs")

@@ -12,13 +12,16 @@
 #     startup   the time to the first result, to startup.json
 #     rivals    what is left of the systems, of the whole network and of its layers at batch 128
 #     suites    the layers of all networks at batch 128, 1, 32 and 8
+#     kinds     depthwise, transposed and grouped convolutions, and zero points, to kinds.json
+#     efficientnet  the whole of EfficientNet-Lite0: int8 and JAX bf16, to efficientnet_lite0.json
 #     summary   merges the files into summary.json and shows it
 #
 # All of them, in this order, without a STAGE: what the targets need comes before the optional rest.
 # OUT_DIR is tests/bench/results/<gpu> if left out; PYTHON is the interpreter, python by default.
 # No stage takes longer than LIMIT seconds (570 by default). One that is cut off leaves files that
-# are whole, and a later run of layers, resnet50, rivals and suites goes on from them if commit,
-# versions and device are the same. Fails if a stage does, but runs all of them first.
+# are whole, and a later run of a stage from layers on, but for startup and summary, goes on from
+# them if commit, versions and device are the same. Fails if a stage does, but runs all of them
+# first.
 #
 # On an H200, 46 layers with int8 and JAX bf16 took 282 s (`seconds` in results/h200/layers.json);
 # the stage `layers` has 8 more, and the seed. Of the other stages no time is known yet.
@@ -27,7 +30,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python}
 limit=${LIMIT:-570}
-stages=(tests rankings layers resnet50 startup rivals suites summary)
+stages=(tests rankings layers resnet50 startup rivals suites kinds efficientnet summary)
 networks=(resnet50 resnet50_plain resnet18 vgg16 unet mobilenet_v2 efficientnet_lite0 yolov8s)
 bf16=(bf16 bf16_without_graph bf16_blocks)
 
@@ -97,6 +100,14 @@ rivals() {
 suites() {
   bench layers --suite "${networks[@]}" --batch 128 1 32 8 --systems int8 "${bf16[@]}" \
     --out "$out"
+}
+
+kinds() {
+  bench kinds --out "$out"
+}
+
+efficientnet() {
+  bench efficientnet --batch 128 1 --out "$out"
 }
 
 summary() {

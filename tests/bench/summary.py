@@ -1,5 +1,4 @@
-"""Merge the JSON files of a folder into one flat summary.json: layers, and what there is of
-gpu_tests, resnet50, startup and model.
+"""Merge the JSON files of a folder into one flat summary.json: layers, and what there is of others.
 
 python tests/bench/summary.py tests/bench/results/h100
 """
@@ -8,11 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+import sys
 from typing import Any
+
+if __name__ == "__main__":
+    # In place of this folder, whose `layers` is another file than that of the tests.
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from bench import kind_summary
+from bench.geomean import geomean
 
 ORIGIN = ("device", "driver", "jax", "jaxlib", "cudnn", "jax_qconv", "commit", "date", "copy_gbps")
 """Taken from layers.json as they are, as is int8_tops where it was measured."""
@@ -27,10 +32,13 @@ COMPARED = {
 }
 """What int8 is compared with: its name in rows, and in the summary."""
 
-WAYS = ("", "_graph", "_blocks", "_blocks_graph", "_compiled")
-"""What follows a system's name in resnet50.json; the fastest of its ways counts."""
+WAYS = ("", "_graph", "_blocks", "_blocks_graph", "_compiled", "_shifts", "_shifts_graph")
+"""What follows a system's name in a network's file; the fastest of its ways counts."""
 
-FILES = ("gpu_tests", "resnet50", "startup", "model")
+NETWORKS = ("resnet50", "efficientnet_lite0")
+"""Whole networks, each with a file of its name."""
+
+FILES = ("gpu_tests", *NETWORKS, "startup", "model", "kinds")
 """That may be there beside layers.json."""
 
 TARGETS = (
@@ -42,15 +50,16 @@ TARGETS = (
     "resnet50.b128.images_per_s",
     "resnet50.b128.speedup_vs_jax_bf16",
     "resnet50.b1.ms",
+    "efficientnet_lite0.b128.speedup_vs_jax_bf16",
+    "depthwise.b128.min_share_of_copy_bandwidth",
+    "depthwise.b128.geomean_speedup_vs_jax_bf16",
+    "groups.geomean_speedup_vs_cudnn_grouped",
+    "transposed.geomean_speedup_vs_jax_bf16",
+    "zero_points.geomean_slowdown",
 )
 """The figures that there are targets for."""
 
 Rows = list[dict[str, Any]]
-
-
-def geomean(values: Sequence[float]) -> float:
-    """The geometric mean of positive numbers."""
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 def summarise(layers: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -90,8 +99,13 @@ def summarise(layers: dict[str, Any], **more: Any) -> dict[str, Any]:
             summary |= {f"{key}.{name}": value for name, value in figures.items()}
     for name in ("elements_compared", "elements_wrong"):
         summary[f"programs.{name}"] = sum(row.get(name, 0) for row in layers["rows"])
-    if "resnet50" in more:
-        summary |= _of_network(more["resnet50"])
+        if "kinds" in more:
+            summary[f"programs.{name}"] += kind_summary.outputs(more["kinds"], name)
+    for network in NETWORKS:
+        if network in more:
+            summary |= _of_network(network, more[network])
+    if "kinds" in more:
+        summary |= kind_summary.summarise(more["kinds"])
     if "startup" in more:
         summary |= {f"startup.{name}_s": s for name, s in more["startup"]["seconds"].items()}
     if "model" in more:
@@ -143,12 +157,13 @@ def _over_roofline(rows: Rows, layers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_network(resnet50: dict[str, Any]) -> dict[str, Any]:
-    figures: dict[str, Any] = {"resnet50.exact": resnet50["exact"]}
-    for batch in sorted({row["batch"] for row in resnet50["rows"]}):
-        rows = {row["system"]: row for row in resnet50["rows"] if row["batch"] == batch}
+def _of_network(network: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a whole network, of all systems and of int8 beside the others."""
+    figures: dict[str, Any] = {f"{network}.exact": found["exact"]}
+    for batch in sorted({row["batch"] for row in found["rows"]}):
+        rows = {row["system"]: row for row in found["rows"] if row["batch"] == batch}
         timed = {name: row for name, row in rows.items() if "ms" in row}
-        key = f"resnet50.b{batch}"
+        key = f"{network}.b{batch}"
         for name, row in timed.items():
             own = key if name == "int8" else f"{key}.{name}"
             separator = "." if name == "int8" else "_"
@@ -160,6 +175,8 @@ def _of_network(resnet50: dict[str, Any]) -> dict[str, Any]:
             speedups = [row["speedup_of_int8"] for row in ways if "speedup_of_int8" in row]
             if speedups:
                 figures[f"{key}.speedup_vs_{other}"] = round(min(speedups), 4)
+            if name == "bf16" and ways:
+                figures[f"{key}.{other}_images_per_s"] = max(row["images_per_s"] for row in ways)
     return figures
 
 

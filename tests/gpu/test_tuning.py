@@ -26,7 +26,7 @@ def store(monkeypatch, tmp_path):
 
 
 def test_a_plan_that_is_wrong_in_a_few_of_many_elements_is_rejected():
-    (problem,) = _tune.layer_problems(EXPANSION, 128)
+    problem = _tune.layer_problem(EXPANSION, 128)
     tuner = _native.extension().Tuner(str(problem), 0)
     names = [name for name in tuner.suggestions() if name.startswith("cudnn:2")]
     built = [n for n, error in zip(names, tuner.build(names), strict=True) if not error]
@@ -41,7 +41,7 @@ def test_a_plan_that_is_wrong_in_a_few_of_many_elements_is_rejected():
 def test_every_configuration_has_a_time_or_a_reason_and_the_best_is_used(store, account):
     layer = BY_NAME["64x56x56_3x3"]
     (result,) = _tune.tune_all(
-        _tune.layer_problems(layer, 1), candidates="all", again=False, workers=None, progress=None
+        [_tune.layer_problem(layer, 1)], candidates="all", again=False, workers=None, progress=None
     )
     ranking = result.entry.ranking
     assert len(ranking) > 100 and result.entry.tried == "all"
@@ -82,7 +82,7 @@ def test_calls_run_while_others_are_tuned(store, account):
 @pytest.mark.parametrize("plan", ["cudnn:4:cfg=9999", "cudnn:999"])
 def test_a_stored_plan_that_does_not_exist_is_replaced(plan, store, account):
     layer = BY_NAME["64x56x56_3x3"]
-    (problem,) = _tune.layer_problems(layer, 1)
+    problem = _tune.layer_problem(layer, 1)
     ranking = [{"plan": plan, "us": 1.0, "rejected": None}]
     target = _plans.target_of(0)
     entry = _plan_store.Entry.of_ranking(str(problem), target, ranking, tried="some")
