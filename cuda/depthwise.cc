@@ -14,6 +14,7 @@ constexpr int64_t kSides[] = {1, 2, 4, 7, 8, 14};
 constexpr int64_t kMaxTile = 56;   // outputs: code grows with them
 constexpr size_t kMaxPlans = 24;   // that are worth tuning
 constexpr int64_t kThreads = 128;  // of a block
+// So many weights of a channel, and more, go through shared memory; what a block may have of it.
 constexpr int64_t kManyTaps = 16, kMaxShared = 48 * 1024;
 // Bounds of the places that kernels compute in 32 bits, far beyond what memory holds.
 constexpr int64_t kMaxSide = int64_t{1} << 28;

@@ -45,7 +45,8 @@ class KernelEngine : public Engine {
 
   ErrorOr<std::unique_ptr<Executable>> Build(const Problem& problem, const PlanName& name,
                                              int device) const override {
-    auto executable = TryBuild(problem, name, device);
+    JQ_ASSIGN_OR_UNEXPECTED(const KernelSpec spec, source_.kernel(problem, name));
+    auto executable = Loaded(spec, device);
     if (executable.has_value()) return executable;
     return Unexpected(Annotate(executable.error(), StrCat("building plan '", name.ToString(),
                                                           "' for '", problem.text, "'")));
@@ -64,9 +65,7 @@ class KernelEngine : public Engine {
   }
 
  private:
-  ErrorOr<std::unique_ptr<Executable>> TryBuild(const Problem& problem, const PlanName& name,
-                                                int device) const {
-    JQ_ASSIGN_OR_UNEXPECTED(const KernelSpec spec, source_.kernel(problem, name));
+  static ErrorOr<std::unique_ptr<Executable>> Loaded(const KernelSpec& spec, int device) {
     JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
     JQ_ASSIGN_OR_UNEXPECTED(KernelModule module, KernelModule::Load(spec.file_name, spec.source,
                                                                     info.compute_capability));

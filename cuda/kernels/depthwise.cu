@@ -9,12 +9,15 @@
 // 4 neighbouring channels, one word of each pixel, and transposes words of 4 taps of a row into
 // words of one channel: 6 permutations that all kernel rows and all outputs that see them share.
 // Then 4 products cost one instruction. Fewer taps need no whole transposition: zeros among the
-// weights choose bytes. A thread walks down a tile of kTileRows x kTileCols outputs; every input
-// row is loaded once, and sums live only while kernel rows reach them. Weights stay in registers.
+// weights choose bytes. A thread walks down a tile of kTileRows x kTileCols outputs: every input
+// row is loaded once, while the one before is multiplied, and sums live only while kernel rows
+// reach them. Weights stay in registers. What lies outside is decided at compile time for all
+// places but those that a border may cut.
 //
-// Predicted, not measured: instructions for an output of 3x3, a 4x4 tile: 2 for permutations, 3
-// dp4a, 5 for the epilogue, 3 for loads and places: 13 of 21, bound by memory. 5x5: 10 dp4a, near
-// the limit. 7x7: 14 dp4a, bound by arithmetic at about half of the memory's speed.
+// Instructions for an output, counted in the code for sm_90 (int8, relu, 56x56, tiles of 4
+// columns): 3x3 11 (7 rows), 5x5 22 (8 rows), 7x7 31 (8 rows), of which 3, 10 and 14 are dp4a. So
+// 3x3 is predicted to be bound by memory, 5x5 to be near the limit, and 7x7 to reach about half of
+// the memory's speed. These times are predicted, not measured.
 
 namespace jax_qconv {
 
