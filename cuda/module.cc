@@ -58,7 +58,7 @@ nb::object VersionTuple(int64_t version, int64_t major_unit, int64_t minor_unit)
 
 nb::dict Libraries() {
   nb::dict found;
-  for (const char* name : {"cudnn", "cudnn_error", "driver", "driver_error"}) {
+  for (const char* name : {"cudnn", "cudnn_error", "driver", "driver_error", "nvrtc_error"}) {
     found[name] = nb::none();
   }
   const auto cudnn = OpenCudnn();
@@ -67,9 +67,7 @@ nb::dict Libraries() {
   } else {
     found["cudnn_error"] = cudnn.error().message();
   }
-  if (const Error nvrtc = CheckNvrtc(); cudnn.has_value() && nvrtc.failure()) {
-    found["cudnn_error"] = nvrtc.message();
-  }
+  if (const Error nvrtc = CheckNvrtc(); nvrtc.failure()) found["nvrtc_error"] = nvrtc.message();
   const auto driver = CudaDriver::Get();
   int version = 0;
   if (driver.has_value() && (*driver)->DriverGetVersion(&version) == CUDA_SUCCESS) {
@@ -200,7 +198,7 @@ NB_MODULE(_ext, m) {
       nb::arg("cache_dir"), nb::arg("library_dirs"),
       "Sets the folder of caches and those of NVIDIA's libraries; once, before all else.");
   m.def("libraries", &Libraries,
-        "Versions of cuDNN and the driver found at run time, or why they weren't.");
+        "Versions of cuDNN and the driver found at run time, or why they and NVRTC weren't.");
   m.def("device", &Device, nb::arg("device"), "GPU model and cuDNN version, as plans are kept by.");
   m.def(
       "parse_plan",

@@ -69,7 +69,9 @@ def info() -> Info:
     built = {} if _native._ext is None else _native._ext.versions()
     libraries: dict[str, Any] = {} if ext is None else ext.libraries()
     if reason is None:
-        reason = libraries["cudnn_error"] or libraries["driver_error"] or _no_gpu(devices, no_cuda)
+        # Kernels of both engines are compiled where they run.
+        reason = libraries["nvrtc_error"] or libraries["driver_error"]
+        reason = reason or _no_gpu(devices, no_cuda)
     error = _native.import_error
     return Info(
         package=metadata.version("jax_qconv"),
@@ -81,7 +83,11 @@ def info() -> Info:
         cudnn=_dotted(libraries.get("cudnn")),
         driver=_dotted(libraries.get("driver")),
         devices=tuple(f"{d.platform}:{d.id} {d.device_kind}" for d in devices),
-        engines={"cudnn": reason or "usable", "reference": "usable"},
+        engines={
+            "cudnn": libraries.get("cudnn_error") or reason or "usable",
+            "depthwise": reason or "usable",
+            "reference": "usable",
+        },
         import_error=None if error is None else "".join(traceback.format_exception(error)),
     )
 

@@ -14,6 +14,7 @@ from jax_qconv import __main__, _info, _native
 
 GPU = types.SimpleNamespace(platform="gpu", id=0, device_kind="Test GPU")
 FOUND = {"cudnn": (9, 12, 0), "cudnn_error": None, "driver": (13, 0), "driver_error": None}
+FOUND["nvrtc_error"] = None
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_info_of_this_machine():
     assert info.package == importlib.metadata.version("jax_qconv") == jax_qconv.__version__
     assert (info.jax, info.jaxlib) == (jax.__version__, jaxlib.__version__)
     assert info.ffi_running == ".".join(map(str, _native.running_ffi_api()))
-    assert set(info.engines) == {"cudnn", "reference"}
+    assert list(info.engines) == ["cudnn", "depthwise", "reference"]
     assert info.engines["reference"] == "usable"
     assert (info.ffi_built is None) == (info.import_error is not None)
     devices = [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices("cpu")]
@@ -58,7 +59,7 @@ def test_info_of_this_machine():
 def test_all_is_well(installation):
     installation()
     info = jax_qconv.info()
-    assert info.engines == {"cudnn": "usable", "reference": "usable"}
+    assert set(info.engines.values()) == {"usable"}
     assert (info.cudnn, info.cudnn_headers, info.driver) == ("9.12.0", "9.12.0", "13.0")
     assert info.ffi_built == info.ffi_running
     assert info.devices == ("gpu:0 Test GPU",)
@@ -108,6 +109,13 @@ def test_a_missing_library_is_named(installation, name):
     assert getattr(jax_qconv.info(), name) is None
     assert reason in engine_row("cudnn")
     assert "not found" in str(jax_qconv.info())
+
+
+def test_own_kernels_need_a_compiler_but_no_cudnn(installation):
+    installation(libraries={**FOUND, "cudnn": None, "cudnn_error": "no cuDNN"})
+    assert jax_qconv.info().engines["depthwise"] == "usable"
+    installation(libraries={**FOUND, "nvrtc_error": "no NVRTC"})
+    assert "no NVRTC" in engine_row("cudnn") and "no NVRTC" in engine_row("depthwise")
 
 
 def test_without_a_gpu_the_way_to_one_is_told(installation):
