@@ -20,13 +20,12 @@ import numpy as np
 
 from jax_qconv._activation import Activation
 from jax_qconv._arrays import (
-    as_array,
     check_scale,
     check_zero_point,
     is_concrete,
     undifferentiable,
 )
-from jax_qconv._quantize import QTensor
+from jax_qconv._quantize import QTensor, checked
 
 SCALE_FREE = ("none", "relu", "clip", "leaky_relu")
 """Activations that can be applied to steps of the output, as well as to real numbers."""
@@ -44,24 +43,12 @@ def operand(op: str, name: str, x: Any, *, ranks: tuple[int, ...] = ()) -> QTens
         TypeError: unless it is a `QTensor` of int8 values.
         ValueError: unless it has one of ``ranks`` (if given), and channels as it says.
     """
-    if not isinstance(x, QTensor):
-        raise TypeError(
-            f"{name} must be a QTensor, got {type(x).__name__}; wrap int8 data as "
-            "QTensor(values, scale), or quantise floats with quantize(x, scale)."
-        )
-    values = jnp.asarray(as_array(f"{name}.values", x.values))
-    if values.dtype != jnp.int8:
-        raise TypeError(f"{name} must hold int8 values, got {values.dtype}.")
-    if values.ndim == 0:
-        raise ValueError(f"{name} must have a channel axis (the last one), got a scalar.")
+    x = checked(name, x)
+    values = x.values
     if ranks and values.ndim not in ranks:
         raise ValueError(
             f"{name} must have 3, 4 or 5 axes (N, width, C; N, height, width, C; N, depth, "
             f"height, width, C), got shape {list(values.shape)}."
-        )
-    if not 0 <= x.channels <= values.shape[-1]:
-        raise ValueError(
-            f"{name} says it has {x.channels} channels, but stores {values.shape[-1]}."
         )
     scale, zero = quantization(
         op, x.scale, x.zero_point, names=(f"{name}.scale", f"{name}.zero_point")
