@@ -13,6 +13,7 @@ from jax_qconv._arrays import (
     as_array,
     check_scale,
     check_zero_point,
+    guard,
     is_concrete,
     pad_channels,
     reciprocal,
@@ -191,8 +192,9 @@ def quantize_image(
             f"x must be a uint8 image, got {x.dtype}; quantise floats with quantize(x, scale)."
         )
     stored = _stored_channels(x, pad)
-    scale = undifferentiable(check_scale("scale", scale), "quantize_image")
+    scale = check_scale("scale", scale)
     values = jax.lax.bitcast_convert_type(x ^ jnp.uint8(0x80), jnp.int8)
+    values = guard(values, scale, "quantize_image")
     zero = check_zero_point("zero_point", zero_point)
     return QTensor(pad_channels(values, stored), scale, zero, x.shape[-1])
 

@@ -70,16 +70,15 @@ def qconcat(
             )
     if out_scale is None:
         for index, part in enumerate(parts):
-            # A traced scale is the same as itself only.
-            same_scale = tensors[index].scale is tensors[0].scale
-            if not (same_scale or _steps.same(part.scale, first.scale)) or not _steps.same(
-                part.zero_point, first.zero_point
-            ):
+            # What is traced is the same as itself only.
+            pairs = (part.scale, first.scale), (part.zero_point, first.zero_point)
+            if not all(_steps.same(*pair) for pair in pairs):
                 raise ValueError(
                     f"tensors[{index}] isn't known to have the scale and zero point of "
                     "tensors[0]; give the out_scale that all are brought to."
                 )
-    scale, zero = _steps.output("qconcat", first, out_scale, out_zero_point)
+    scale, zero = _steps.output(first, out_scale, out_zero_point)
+    parts = [_steps.guarded("qconcat", part, scale) for part in parts]
     if out_scale is None and out_zero_point is None:
         values = [part.values for part in parts]
     else:

@@ -10,6 +10,7 @@ data centres are quick at float64; on others it may take longer than to read and
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +23,8 @@ from jax_qconv._activation import Activation
 from jax_qconv._arrays import (
     check_scale,
     check_zero_point,
+    guard,
     is_concrete,
-    undifferentiable,
 )
 from jax_qconv._quantize import QTensor, checked
 
@@ -35,9 +36,10 @@ _HUGE = float(np.finfo(np.float32).max)
 
 
 def operand(op: str, name: str, x: Any, *, ranks: tuple[int, ...] = ()) -> QTensor:
-    """Check an argument of ``op``; its scale can't be differentiated from here on.
+    """Check an argument of ``op``; its scale can't be differentiated with what comes of the values.
 
-    Concrete scales and zero points stay concrete inside of `jax.jit`.
+    Scale and zero point are those of ``x``, the same objects if traced, so that tensors that
+    share them are known to do so after any op that passes them through. Concrete scales and zero points stay concrete inside of `jax.jit`.
 
     Raises:
         TypeError: unless it is a `QTensor` of int8 values.
@@ -50,42 +52,48 @@ def operand(op: str, name: str, x: Any, *, ranks: tuple[int, ...] = ()) -> QTens
             f"{name} must have 3, 4 or 5 axes (N, width, C; N, height, width, C; N, depth, "
             f"height, width, C), got shape {list(values.shape)}."
         )
-    scale, zero = quantization(
-        op, x.scale, x.zero_point, names=(f"{name}.scale", f"{name}.zero_point")
-    )
-    return QTensor(values, scale, zero, x.channels)
+    names = f"{name}.scale", f"{name}.zero_point"
+    scale, zero = quantization(x.scale, x.zero_point, names=names)
+    return guarded(op, QTensor(values, scale, zero, x.channels), scale)
+
+
+def guarded(op: str, x: QTensor, scale: Any) -> QTensor:
+    """``x`` with values that refuse that ``scale`` is differentiated.
+
+    To be called before there is arithmetic on it, which JAX would differentiate first.
+    """
+    return dataclasses.replace(x, values=guard(x.values, scale, op))
 
 
 def quantization(
-    op: str,
     scale: Any,
     zero_point: Any,
     *,
     names: tuple[str, str] = ("out_scale", "out_zero_point"),
 ) -> tuple[Any, Any]:
-    """Check a scale and a zero point (or None), and keep concrete ones concrete."""
-    checked = check_scale(names[0], scale)
+    """Check a scale and a zero point (or None); concrete ones stay concrete, traced ones the same."""
+    checked_scale = check_scale(names[0], scale)
     if not is_concrete(scale):
-        scale = undifferentiable(checked, op)
+        scale = checked_scale
     elif getattr(scale, "dtype", None) != np.float32:
         scale = np.asarray(scale, np.float32)
     if zero_point is not None:
-        checked = check_zero_point(names[1], zero_point)
-        zero_point = np.asarray(zero_point, np.int32) if is_concrete(zero_point) else checked
+        checked_zero = check_zero_point(names[1], zero_point)
+        zero_point = np.asarray(zero_point, np.int32) if is_concrete(zero_point) else checked_zero
     return scale, zero_point
 
 
-def output(op: str, x: QTensor, out_scale: Any, out_zero_point: Any) -> tuple[Any, Any]:
+def output(x: QTensor, out_scale: Any, out_zero_point: Any) -> tuple[Any, Any]:
     """Scale and zero point of an output that may keep those of the input.
 
     An ``out_scale`` without an ``out_zero_point`` means symmetric data; without an
     ``out_scale`` each that isn't given is that of ``x``.
     """
     if out_scale is not None:
-        return quantization(op, out_scale, out_zero_point)
+        return quantization(out_scale, out_zero_point)
     if out_zero_point is None:
         return x.scale, x.zero_point
-    return x.scale, quantization(op, x.scale, out_zero_point)[1]
+    return x.scale, quantization(x.scale, out_zero_point)[1]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -200,7 +208,8 @@ def mean(
         out_scale, out_zero_point: as given, or None.
         of_steps: whether the sums are of `steps`, without the zero point.
     """
-    scale, zero = output(op, x, out_scale, out_zero_point)
+    scale, zero = output(x, out_scale, out_zero_point)
+    sums = guard(sums, scale, op)
     summed_zero = None if of_steps else x.zero_point
     most, uniform = int(count.max()), (count == count.flat[0]).all()
     count = count.flat[0] if uniform else count

@@ -118,7 +118,8 @@ def _apply(
     op: str, x: QTensor, activation: Activation, out_scale: Any, out_zero_point: Any
 ) -> QTensor:
     x = _steps.operand(op, "x", x)
-    scale, zero = _steps.quantization(op, out_scale, out_zero_point)
+    scale, zero = _steps.quantization(out_scale, out_zero_point)
+    x = _steps.guarded(op, x, scale)
     values = lookup(table(x, activation, scale, zero), x.values)
     return QTensor(values, scale, zero, x.channels)
 
