@@ -130,6 +130,12 @@ def _refuse(op: str, primals: Any, tangents: Any) -> Any:
     raise TypeError(INTEGER_OP_GRADIENT.format(op=op))
 
 
+def explicit_sharding(values: jax.Array) -> Any:
+    """How the type of ``values`` says that they are sharded (on explicit axes), or None."""
+    sharding = jax.typeof(values).sharding
+    return sharding if any(axis is not None for axis in sharding.spec) else None
+
+
 def pad_channels(values: jax.Array, stored: int) -> jax.Array:
     """Zero-pad or slice the last axis to ``stored`` elements; no operation if equal."""
     if values.shape[-1] > stored:

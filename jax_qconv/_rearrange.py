@@ -6,7 +6,7 @@ Scale and zero point pass through, except where tensors of different scales are 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jax_qconv import _steps, _table
 from jax_qconv._activation import as_activation
-from jax_qconv._arrays import pad_channels
+from jax_qconv._arrays import explicit_sharding, pad_channels
 from jax_qconv._quantize import QTensor
 from jax_qconv._spec import as_padding, is_int, padded_channels
 
@@ -138,15 +138,16 @@ def qpixel_shuffle(x: QTensor, factor: int) -> QTensor:
         ValueError: on another rank, or if the channels can't be divided.
     """
     x = _steps.operand("qpixel_shuffle", "x", x, ranks=_RANKS)
+    _check_unsharded(x, range(1, x.values.ndim), "only N may be")
     n, *sizes, _ = x.values.shape
     factor, rank = _count("factor", factor), len(sizes)
     _check_divides(f"factor={factor}", x.channels, factor**rank)
     channels = x.channels // factor**rank
-    values = x.unpadded().reshape(n, *sizes, channels, *[factor] * rank)
+    values = _reshape(x, x.unpadded(), (n, *sizes, channels, *[factor] * rank))
     # Each spatial axis, followed by its part of the channels.
     pairs = [axis for i in range(rank) for axis in (1 + i, 2 + rank + i)]
     values = values.transpose(0, *pairs, 1 + rank)
-    values = values.reshape(n, *(size * factor for size in sizes), channels)
+    values = _reshape(x, values, (n, *(size * factor for size in sizes), channels))
     return QTensor(pad_channels(values, padded_channels(channels)), x.scale, x.zero_point, channels)
 
 
@@ -165,6 +166,7 @@ def qpixel_unshuffle(x: QTensor, factor: int) -> QTensor:
         ValueError: on another rank, or if the sizes can't be divided.
     """
     x = _steps.operand("qpixel_unshuffle", "x", x, ranks=_RANKS)
+    _check_unsharded(x, range(1, x.values.ndim), "only N may be")
     n, *sizes, _ = x.values.shape
     factor, rank = _count("factor", factor), len(sizes)
     if any(size % factor for size in sizes):
@@ -173,11 +175,12 @@ def qpixel_unshuffle(x: QTensor, factor: int) -> QTensor:
             "it with qpad."
         )
     smaller = [size // factor for size in sizes]
-    values = x.unpadded().reshape(n, *(v for s in smaller for v in (s, factor)), x.channels)
+    pairs = [v for s in smaller for v in (s, factor)]
+    values = _reshape(x, x.unpadded(), (n, *pairs, x.channels))
     firsts, seconds = (range(start, 1 + 2 * rank, 2) for start in (1, 2))
     values = values.transpose(0, *firsts, 1 + 2 * rank, *seconds)
     channels = x.channels * factor**rank
-    values = values.reshape(n, *smaller, channels)
+    values = _reshape(x, values, (n, *smaller, channels))
     return QTensor(pad_channels(values, padded_channels(channels)), x.scale, x.zero_point, channels)
 
 
@@ -196,11 +199,32 @@ def qchannel_shuffle(x: QTensor, groups: int) -> QTensor:
         ValueError: if ``groups`` don't divide the channels.
     """
     x = _steps.operand("qchannel_shuffle", "x", x)
+    _check_unsharded(x, (x.values.ndim - 1,), "its channels may not be")
     groups = _count("groups", groups)
     _check_divides(f"groups={groups}", x.channels, groups)
     values = x.unpadded().reshape(*x.shape[:-1], groups, x.channels // groups)
     values = values.swapaxes(-1, -2).reshape(x.shape)
     return dataclasses.replace(x, values=pad_channels(values, x.values.shape[-1]))
+
+
+def _check_unsharded(x: QTensor, axes: Iterable[int], rule: str) -> None:
+    """Refuse explicit shardings of axes that are taken apart: no sharding is invented."""
+    spec = jax.typeof(x.values).sharding.spec
+    if any(spec[axis] is not None for axis in axes):
+        raise ValueError(
+            f"x is sharded as {spec}, but {rule}; jax.sharding.reshard it, or work on each part "
+            "with jax.shard_map."
+        )
+
+
+def _reshape(x: QTensor, values: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """``values`` in a shape that begins with N, sharded as that of ``x`` is."""
+    sharding = explicit_sharding(x.values)
+    if sharding is None:
+        return values.reshape(shape)
+    # JAX infers no sharding where several axes change.
+    spec = jax.sharding.PartitionSpec(sharding.spec[0], *[None] * (len(shape) - 1))
+    return jax.lax.reshape(values, shape, out_sharding=sharding.update(spec=spec))
 
 
 def _count(name: str, value: Any) -> int:

@@ -36,10 +36,10 @@ _HUGE = float(np.finfo(np.float32).max)
 
 
 def operand(op: str, name: str, x: Any, *, ranks: tuple[int, ...] = ()) -> QTensor:
-    """Check an argument of ``op``; its scale can't be differentiated with what comes of the values.
+    """Check an argument of ``op``; its scale can't be differentiated from here on.
 
-    Scale and zero point are those of ``x``, the same objects if traced, so that tensors that
-    share them are known to do so after any op that passes them through. Concrete scales and zero points stay concrete inside of `jax.jit`.
+    Concrete scales and zero points stay concrete inside of `jax.jit`. Traced ones stay the same
+    objects, so that tensors that share them are known to do so after ops that pass them through.
 
     Raises:
         TypeError: unless it is a `QTensor` of int8 values.
@@ -71,7 +71,7 @@ def quantization(
     *,
     names: tuple[str, str] = ("out_scale", "out_zero_point"),
 ) -> tuple[Any, Any]:
-    """Check a scale and a zero point (or None); concrete ones stay concrete, traced ones the same."""
+    """Check a scale and a zero point (or None); concrete ones stay so, traced ones the same."""
     checked_scale = check_scale(names[0], scale)
     if not is_concrete(scale):
         scale = checked_scale

@@ -57,7 +57,9 @@ def test_every_epilogue_is_inside_the_custom_call(net, activation, out_dtype):
 def test_a_depthwise_convolution_is_one_custom_call_whose_plan_each_device_chooses(net):
     x, _ = net
     packed = q.prepack(jnp.ones((3, 3, 1, CHANNELS)), groups=CHANNELS)
-    hlo = h100.compile(values(q.qconv), *h100.shapes((x, packed.bind(x_scale=0.1, out_scale=0.1))))
+    hlo = h100.compile(
+        values(q.qconv), *h100.shapes((x, packed.bind(x_scale=0.1, out_scale=0.1)))
+    )
     assert h100.instructions(hlo) == ["custom-call"]
     assert f"groups={CHANNELS}" in hlo and 'plan = "cudnn"' in hlo
 
