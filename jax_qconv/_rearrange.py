@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax_qconv import _steps, _table
 from jax_qconv._activation import as_activation
 from jax_qconv._arrays import explicit_sharding, pad_channels
 from jax_qconv._quantize import QTensor
-from jax_qconv._spec import as_padding, is_int, padded_channels
+from jax_qconv._spec import AXES, Pads, as_padding, is_int, is_sequence, padded_channels
 
 _RANKS = (3, 4, 5)
 
@@ -112,9 +112,13 @@ def qpad(x: QTensor, padding: int | Sequence[Any]) -> QTensor:
         ValueError: on another rank or negative padding.
     """
     x = _steps.operand("qpad", "x", x, ranks=_RANKS)
-    pads = as_padding(padding, rank=x.values.ndim - 2)
-    if isinstance(pads, str):
-        raise TypeError(f"padding must be numbers of elements, got {padding!r}.")
+    rank = x.values.ndim - 2
+    if not is_int(padding) and not is_sequence(padding, rank):
+        raise TypeError(
+            f"padding must be numbers of elements: an int, or {rank} ints or (before, after) "
+            f"pairs ({', '.join(AXES[rank])}), got {padding!r}."
+        )
+    pads = cast(Pads, as_padding(padding, rank=rank))
     zero = jnp.asarray(0 if x.zero_point is None else x.zero_point).astype(jnp.int8)
     config = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
     return dataclasses.replace(x, values=jax.lax.pad(x.values, zero, config))

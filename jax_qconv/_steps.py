@@ -28,8 +28,9 @@ from jax_qconv._arrays import (
 )
 from jax_qconv._quantize import QTensor, checked
 
-SCALE_FREE = ("none", "relu", "clip", "leaky_relu")
-"""Activations that can be applied to steps of the output, as well as to real numbers."""
+STEPWISE = ("none", "relu", "clip", "leaky_relu")
+"""Activations that can be applied to steps of the output: all that scale, but for prelu, whose
+slopes a convolution takes and these ops don't."""
 
 _TINY = 2.0**-126  # smallest normal float32
 _HUGE = float(np.finfo(np.float32).max)
@@ -154,10 +155,15 @@ def to_float32(xp: Any, value: Any) -> Any:
 
 def limits(activation: Activation, out_scale: Any) -> tuple[Any, ...]:
     """What `activate` needs: the bounds of clip in steps, nothing for other activations."""
-    if activation.kind not in SCALE_FREE:
+    if activation.kind == "prelu":
+        raise ValueError(
+            "activation='prelu' needs slopes, which qconv takes: fuse it into the convolution with "
+            f"qconv(..., activation='prelu', slopes=slopes), or use one of {list(STEPWISE)} here."
+        )
+    if activation.kind not in STEPWISE:
         raise ValueError(
             f"activation={activation.kind!r} can't be applied to steps of the output; use one of "
-            f"{list(SCALE_FREE)} here, or qactivation on the result."
+            f"{list(STEPWISE)} here, or qactivation on the result."
         )
     if activation.kind != "clip":
         return ()
@@ -206,7 +212,9 @@ def mean(
         sums: ``[N, ..., C; int32 or int64]`` of as many integers as the count says.
         count: ``[1, ..., 1]``, broadcast.
         out_scale, out_zero_point: as given, or None.
-        of_steps: whether the sums are of `steps`, without the zero point.
+        of_steps: whether the sums are of `steps`, without the zero point. They must be where there
+            is padding: it is real zeros, which add 0 to a sum of steps, but the zero point to a
+            sum of integers. Without padding it is quicker to subtract once from the sum.
     """
     scale, zero = output(x, out_scale, out_zero_point)
     sums = guard(sums, scale, op)
