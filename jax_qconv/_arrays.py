@@ -69,7 +69,13 @@ def check_zero_point(name: str, zero_point: Any) -> jax.Array:
 
 
 def _known(value: Any, dtype: Any) -> Any:
-    """``value`` as an array of JAX; while tracing, a number that is known stays one of numpy's."""
+    """``value`` as an array of JAX; while tracing, a number that is known stays one of numpy's.
+
+    One that is traced, and of the dtype, stays the same object: there is no other way to tell
+    that two are equal.
+    """
+    if isinstance(value, Tracer) and value.dtype == dtype:
+        return value
     array = jnp.asarray(value, dtype)
     is_lost = isinstance(array, Tracer) and is_concrete(value)
     return np.asarray(value).astype(dtype) if is_lost else array
@@ -98,15 +104,36 @@ def undifferentiable(value: jax.Array, op: str) -> jax.Array:
     return _identity(value, op)  # type: ignore[return-value]
 
 
+def guard(values: jax.Array, scale: Any, op: str) -> jax.Array:
+    """``values`` themselves; raises where they are used and ``scale`` is differentiated.
+
+    In place of `undifferentiable` where the scale must stay the same object.
+    """
+    return _first(values, scale, op) if isinstance(scale, Tracer) else values
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _first(values: jax.Array, scale: jax.Array, op: str) -> jax.Array:
+    del scale, op
+    return values
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _identity(value: jax.Array, op: str) -> jax.Array:
     del op
     return value
 
 
+@_first.defjvp
 @_identity.defjvp
 def _refuse(op: str, primals: Any, tangents: Any) -> Any:
     raise TypeError(INTEGER_OP_GRADIENT.format(op=op))
+
+
+def explicit_sharding(values: jax.Array) -> Any:
+    """How the type of ``values`` says that they are sharded (on explicit axes), or None."""
+    sharding = jax.typeof(values).sharding
+    return sharding if any(axis is not None for axis in sharding.spec) else None
 
 
 def pad_channels(values: jax.Array, stored: int) -> jax.Array:

@@ -45,7 +45,8 @@ def qadd(
         ValueError: if shapes don't fit; on a bad scale, zero point or activation.
     """
     a, b, channels = _aligned("qadd", a, b)
-    scale, zero = _steps.quantization("qadd", out_scale, out_zero_point)
+    scale, zero = _steps.quantization(out_scale, out_zero_point)
+    a = _steps.guarded("qadd", a, scale)
     act = as_activation(activation)
     ratios = (_steps.ratio(v.scale, over=[scale]) for v in (a, b))
     m_a, m_b, *bounds = _steps.together(*ratios, *_steps.limits(act, scale))
@@ -86,7 +87,8 @@ def qmul(
         ValueError: if shapes don't fit; on a bad scale, zero point or activation.
     """
     a, b, channels = _aligned("qmul", a, b)
-    scale, zero = _steps.quantization("qmul", out_scale, out_zero_point)
+    scale, zero = _steps.quantization(out_scale, out_zero_point)
+    a = _steps.guarded("qmul", a, scale)
     act = as_activation(activation)
     m, *bounds = _steps.together(
         _steps.ratio(a.scale, b.scale, over=[scale]), *_steps.limits(act, scale)

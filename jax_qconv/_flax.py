@@ -35,10 +35,21 @@ class Layer:
     @classmethod
     def of_module(cls, module: Any, *, features: int) -> Layer:
         """Check and normalise the fields of a module, which are named as in Flax's Conv."""
+        check_count("features", features)
+        check_count("feature_group_count", module.feature_group_count)
+        for name in ("use_bias", "residual"):
+            value = getattr(module, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}.")
+        if features % module.feature_group_count:
+            raise ValueError(
+                f"feature_group_count={module.feature_group_count} must divide the "
+                f"{features} output channels (features)."
+            )
         size = module.kernel_size
         if _spec.is_int(size):
             size = (size,)
-        if not isinstance(size, Sequence) or len(size) not in _spec.AXES:
+        if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in _spec.AXES:
             raise ValueError(
                 f"kernel_size={size!r} must be an int for a 1-D kernel, (height, width) or "
                 "(depth, height, width)."
@@ -104,7 +115,17 @@ class Layer:
         return packed
 
     def pack(
-        self, kernel: Any, bias: Any, *, x_scale: Any, out_scale: Any, residual_scale: Any
+        self,
+        kernel: Any,
+        bias: Any,
+        *,
+        x_scale: Any,
+        out_scale: Any,
+        residual_scale: Any,
+        x_zero_point: Any = None,
+        out_zero_point: Any = None,
+        residual_zero_point: Any = None,
+        slopes: Any = None,
     ) -> PackedConv:
         """Pack and bind ``[R, S, C, features; float]`` and ``[features; float]`` or None."""
         if self.residual != (residual_scale is not None):
@@ -125,22 +146,51 @@ class Layer:
                 x_scale=x_scale,
                 out_scale=out_scale,
                 residual_scale=residual_scale,
+                x_zero_point=x_zero_point,
+                out_zero_point=out_zero_point,
+                residual_zero_point=residual_zero_point,
                 activation=self.activation,
+                slopes=slopes,
                 out_dtype=self.out_dtype,
             )
         )
 
     def zeros(
-        self, in_features: int, *, x_scale: Any = 1.0, residual_scale: Any = 1.0
+        self,
+        in_features: int,
+        *,
+        x_scale: Any = 1.0,
+        residual_scale: Any = 1.0,
+        x_zero_point: Any = None,
+        residual_zero_point: Any = None,
     ) -> PackedConv:
-        """A pack of zero weights: the shapes, dtypes and structure that a checkpoint has."""
+        """A pack of zero weights: the shapes, dtypes and structure that a checkpoint has.
+
+        Without a zero point of the output, of which the fields say nothing.
+        """
+        groups = self.feature_group_count
+        if in_features % groups:
+            raise ValueError(
+                f"feature_group_count={groups} must divide the {in_features} input channels."
+            )
         return self.pack(
-            jnp.zeros((*self.kernel_size, in_features // self.feature_group_count, self.features)),
+            jnp.zeros((*self.kernel_size, in_features // groups, self.features)),
             jnp.zeros(self.features) if self.use_bias else None,
             x_scale=x_scale,
             out_scale=1.0 if self.out_dtype == "int8" else None,
             residual_scale=residual_scale if self.residual else None,
+            x_zero_point=x_zero_point,
+            residual_zero_point=residual_zero_point,
+            slopes=jnp.zeros(self.features) if self.activation.kind == "prelu" else None,
         )
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no int from 1 on."""
+    if not _spec.is_int(value):
+        raise TypeError(f"{name} must be an int, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}.")
 
 
 def _data(node: Any) -> dict[str, Any]:

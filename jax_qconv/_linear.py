@@ -16,7 +16,7 @@ from jax_qconv._arrays import as_array
 from jax_qconv._conv import qconv
 from jax_qconv._pack import prepack
 from jax_qconv._packed_conv import PackedConv, check_format
-from jax_qconv._quantize import QTensor
+from jax_qconv._quantize import QTensor, checked
 
 
 def prepack_linear(
@@ -82,11 +82,12 @@ def qlinear(
         TypeError, ValueError, EngineUnavailableError: as `qconv`.
     """
     check_format(packed)
-    if packed.kernel_size != (1,):
+    found = _unlike_linear(packed)
+    if found:
         raise ValueError(
-            f"packed has a kernel of size {packed.kernel_size}; qlinear takes packs from "
-            "prepack_linear, others go to qconv."
+            f"packed has {found}; qlinear takes packs from prepack_linear, others go to qconv."
         )
+    x = checked("x", x) if isinstance(x, QTensor) else x
     values = x.values if isinstance(x, QTensor) else jnp.asarray(as_array("x", x))
     if values.ndim == 0:
         raise ValueError("x must have an axis of channels (the last one), got a scalar.")
@@ -97,10 +98,11 @@ def qlinear(
         return v.reshape(math.prod(outer), 1, v.shape[-1])
 
     if isinstance(residual, QTensor):
-        if residual.shape[:-1] != outer:
+        residual = checked("residual", residual)
+        if residual.shape != (*outer, packed.out_channels):
             raise ValueError(
-                f"residual has shape {list(residual.shape)}, but x has {list(values.shape)}: all "
-                "axes but the last must be equal."
+                f"residual has shape {list(residual.shape)}, but the output has "
+                f"{[*outer, packed.out_channels]}."
             )
         residual = dataclasses.replace(residual, values=pixels(residual.values))
     flat = pixels(values)
@@ -110,3 +112,17 @@ def qlinear(
         values = out.values.reshape(*outer, out.values.shape[-1])
         return dataclasses.replace(out, values=values)
     return out.reshape(*outer, out.shape[-1])
+
+
+def _unlike_linear(packed: PackedConv) -> str | None:
+    """What a pack has that `prepack_linear` gives none, in words; None where it has nothing."""
+    if packed.kernel_size != (1,):
+        return f"a kernel of size {packed.kernel_size}"
+    if packed.transpose:
+        return "a transposed convolution"
+    if packed.strides != (1,):
+        return f"strides={packed.strides}"
+    # Of a kernel of one element and stride 1, "SAME" is none as well.
+    if packed.padding not in ("SAME", "VALID", ((0, 0),)):
+        return f"padding={packed.padding}"
+    return None

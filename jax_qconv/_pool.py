@@ -118,6 +118,7 @@ def qavg_pool(
         x.values.shape[1:-1], window=window, strides=strides, padding=padding, ceil_mode=ceil_mode
     )
     _check_sum("window", [each.window for each in windows])
+    # Of steps: so padding, which is real zeros, is the number 0 that adds nothing.
     sums = _reduce(_steps.steps(x), np.int32(0), jax.lax.add, windows)
     count = _product([w.inside_or_padding if count_include_pad else w.inside for w in windows])
     return _steps.mean("qavg_pool", x, sums, count, out_scale, out_zero_point, of_steps=True)

@@ -13,6 +13,7 @@ from jax_qconv._arrays import (
     as_array,
     check_scale,
     check_zero_point,
+    guard,
     is_concrete,
     pad_channels,
     reciprocal,
@@ -21,8 +22,9 @@ from jax_qconv._arrays import (
 from jax_qconv._spec import is_int, padded_channels
 
 
+# Equality is identity: that of arrays is an array, and has no truth value.
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class QTensor:
     """An int8 tensor and what its integers mean: real = (values - zero_point) * scale.
 
@@ -44,7 +46,7 @@ class QTensor:
 
     def __post_init__(self) -> None:
         # Unflattening puts arbitrary leaves here (axes, shardings, None): never validate.
-        if self.channels == -1 and getattr(self.values, "shape", ()):
+        if self.channels in (-1, None) and getattr(self.values, "shape", ()):
             object.__setattr__(self, "channels", int(self.values.shape[-1]))
 
     @property
@@ -75,7 +77,8 @@ class QTensor:
             )
         padding = "" if stored[-1] == self.channels else f", stored channels {stored[-1]}"
         zero = "" if self.zero_point is None else f", zero_point={_show(self.zero_point)}"
-        return f"QTensor(int8{list(self.shape)}, scale={_show(self.scale)}{zero}{padding})"
+        dtype = getattr(self.values, "dtype", "")
+        return f"QTensor({dtype}{list(self.shape)}, scale={_show(self.scale)}{zero}{padding})"
 
 
 def _show(value: Any) -> str:
@@ -83,6 +86,37 @@ def _show(value: Any) -> str:
     if readable and is_concrete(value) and np.ndim(value) == 0:
         return f"{float(value):.6g}"
     return str(value)
+
+
+def checked(name: str, q: Any) -> QTensor:
+    """``q`` with values of JAX, its scale and zero point as they are; ``name`` is for messages.
+
+    Raises:
+        TypeError: unless it is a `QTensor` of int8 values, and counts its channels by an int.
+        ValueError: unless it has a channel axis, with as many channels as it says.
+    """
+    if not isinstance(q, QTensor):
+        raise TypeError(
+            f"{name} must be a QTensor, got {type(q).__name__}; wrap int8 data as "
+            "QTensor(values, scale), or quantise floats with quantize(x, scale)."
+        )
+    values = jnp.asarray(as_array(f"{name}.values", q.values))
+    if values.dtype != jnp.int8:
+        raise TypeError(
+            f"{name} must hold int8 values, got {values.dtype}; quantise floats with "
+            "quantize(x, scale), images with quantize_image(x, scale)."
+        )
+    if values.ndim == 0:
+        raise ValueError(f"{name} must have a channel axis (the last one), got a scalar.")
+    # Of values without a shape, such as a list, QTensor could not count them.
+    channels = values.shape[-1] if q.channels in (-1, None) else q.channels
+    if not is_int(channels):
+        raise TypeError(
+            f"{name}.channels must be an int, or None for all that are stored, got {channels!r}."
+        )
+    if not 0 <= channels <= values.shape[-1]:
+        raise ValueError(f"{name} says it has {channels} channels, but stores {values.shape[-1]}.")
+    return QTensor(values, q.scale, q.zero_point, int(channels))
 
 
 def quantize(
@@ -158,8 +192,9 @@ def quantize_image(
             f"x must be a uint8 image, got {x.dtype}; quantise floats with quantize(x, scale)."
         )
     stored = _stored_channels(x, pad)
-    scale = undifferentiable(check_scale("scale", scale), "quantize_image")
+    scale = check_scale("scale", scale)
     values = jax.lax.bitcast_convert_type(x ^ jnp.uint8(0x80), jnp.int8)
+    values = guard(values, scale, "quantize_image")
     zero = check_zero_point("zero_point", zero_point)
     return QTensor(pad_channels(values, stored), scale, zero, x.shape[-1])
 
@@ -189,17 +224,23 @@ def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
 
     Raises:
         TypeError: if ``q`` isn't a `QTensor` of int8 values, or ``dtype`` isn't a float one.
-        ValueError: on a bad scale or zero point.
+        ValueError: unless ``q`` stores the channels it says; on a bad scale or zero point.
     """
-    if not isinstance(q, QTensor):
-        raise TypeError(f"q must be a QTensor, got {type(q).__name__}.")
-    values = jnp.asarray(as_array("q.values", q.values))
-    if values.dtype != jnp.int8 or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"dequantize takes int8 values to a float dtype, got {values.dtype} to {dtype}."
-        )
+    q, dtype = checked("q", q), _as_float(dtype)
     scale = check_scale("q.scale", q.scale)
-    steps = values[..., : q.channels].astype(jnp.int32)
+    steps = q.unpadded().astype(jnp.int32)
     if q.zero_point is not None:
         steps = steps - check_zero_point("q.zero_point", q.zero_point)
     return (steps.astype(jnp.float32) * scale).astype(dtype)
+
+
+def _as_float(dtype: Any) -> Any:
+    """``dtype``, unless it isn't one of floats."""
+    try:
+        # numpy reads None as float64.
+        is_float = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise TypeError(f"dtype must be a float one, such as float32 or bfloat16, got {dtype!r}.")
+    return dtype

@@ -6,17 +6,17 @@ Scale and zero point pass through, except where tensors of different scales are 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from jax_qconv import _steps, _table
 from jax_qconv._activation import as_activation
-from jax_qconv._arrays import pad_channels
+from jax_qconv._arrays import explicit_sharding, pad_channels
 from jax_qconv._quantize import QTensor
-from jax_qconv._spec import as_padding, is_int, padded_channels
+from jax_qconv._spec import AXES, Pads, as_padding, is_int, is_sequence, padded_channels
 
 _RANKS = (3, 4, 5)
 
@@ -70,16 +70,15 @@ def qconcat(
             )
     if out_scale is None:
         for index, part in enumerate(parts):
-            # A traced scale is the same as itself only.
-            same_scale = tensors[index].scale is tensors[0].scale
-            if not (same_scale or _steps.same(part.scale, first.scale)) or not _steps.same(
-                part.zero_point, first.zero_point
-            ):
+            # What is traced is the same as itself only.
+            pairs = (part.scale, first.scale), (part.zero_point, first.zero_point)
+            if not all(_steps.same(*pair) for pair in pairs):
                 raise ValueError(
                     f"tensors[{index}] isn't known to have the scale and zero point of "
                     "tensors[0]; give the out_scale that all are brought to."
                 )
-    scale, zero = _steps.output("qconcat", first, out_scale, out_zero_point)
+    scale, zero = _steps.output(first, out_scale, out_zero_point)
+    parts = [_steps.guarded("qconcat", part, scale) for part in parts]
     if out_scale is None and out_zero_point is None:
         values = [part.values for part in parts]
     else:
@@ -113,9 +112,13 @@ def qpad(x: QTensor, padding: int | Sequence[Any]) -> QTensor:
         ValueError: on another rank or negative padding.
     """
     x = _steps.operand("qpad", "x", x, ranks=_RANKS)
-    pads = as_padding(padding, rank=x.values.ndim - 2)
-    if isinstance(pads, str):
-        raise TypeError(f"padding must be numbers of elements, got {padding!r}.")
+    rank = x.values.ndim - 2
+    if not is_int(padding) and not is_sequence(padding, rank):
+        raise TypeError(
+            f"padding must be numbers of elements: an int, or {rank} ints or (before, after) "
+            f"pairs ({', '.join(AXES[rank])}), got {padding!r}."
+        )
+    pads = cast(Pads, as_padding(padding, rank=rank))
     zero = jnp.asarray(0 if x.zero_point is None else x.zero_point).astype(jnp.int8)
     config = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
     return dataclasses.replace(x, values=jax.lax.pad(x.values, zero, config))
@@ -139,15 +142,16 @@ def qpixel_shuffle(x: QTensor, factor: int) -> QTensor:
         ValueError: on another rank, or if the channels can't be divided.
     """
     x = _steps.operand("qpixel_shuffle", "x", x, ranks=_RANKS)
+    _check_unsharded(x, range(1, x.values.ndim), "only N may be")
     n, *sizes, _ = x.values.shape
     factor, rank = _count("factor", factor), len(sizes)
     _check_divides(f"factor={factor}", x.channels, factor**rank)
     channels = x.channels // factor**rank
-    values = x.unpadded().reshape(n, *sizes, channels, *[factor] * rank)
+    values = _reshape(x, x.unpadded(), (n, *sizes, channels, *[factor] * rank))
     # Each spatial axis, followed by its part of the channels.
     pairs = [axis for i in range(rank) for axis in (1 + i, 2 + rank + i)]
     values = values.transpose(0, *pairs, 1 + rank)
-    values = values.reshape(n, *(size * factor for size in sizes), channels)
+    values = _reshape(x, values, (n, *(size * factor for size in sizes), channels))
     return QTensor(pad_channels(values, padded_channels(channels)), x.scale, x.zero_point, channels)
 
 
@@ -166,6 +170,7 @@ def qpixel_unshuffle(x: QTensor, factor: int) -> QTensor:
         ValueError: on another rank, or if the sizes can't be divided.
     """
     x = _steps.operand("qpixel_unshuffle", "x", x, ranks=_RANKS)
+    _check_unsharded(x, range(1, x.values.ndim), "only N may be")
     n, *sizes, _ = x.values.shape
     factor, rank = _count("factor", factor), len(sizes)
     if any(size % factor for size in sizes):
@@ -174,11 +179,12 @@ def qpixel_unshuffle(x: QTensor, factor: int) -> QTensor:
             "it with qpad."
         )
     smaller = [size // factor for size in sizes]
-    values = x.unpadded().reshape(n, *(v for s in smaller for v in (s, factor)), x.channels)
+    pairs = [v for s in smaller for v in (s, factor)]
+    values = _reshape(x, x.unpadded(), (n, *pairs, x.channels))
     firsts, seconds = (range(start, 1 + 2 * rank, 2) for start in (1, 2))
     values = values.transpose(0, *firsts, 1 + 2 * rank, *seconds)
     channels = x.channels * factor**rank
-    values = values.reshape(n, *smaller, channels)
+    values = _reshape(x, values, (n, *smaller, channels))
     return QTensor(pad_channels(values, padded_channels(channels)), x.scale, x.zero_point, channels)
 
 
@@ -197,11 +203,32 @@ def qchannel_shuffle(x: QTensor, groups: int) -> QTensor:
         ValueError: if ``groups`` don't divide the channels.
     """
     x = _steps.operand("qchannel_shuffle", "x", x)
+    _check_unsharded(x, (x.values.ndim - 1,), "its channels may not be")
     groups = _count("groups", groups)
     _check_divides(f"groups={groups}", x.channels, groups)
     values = x.unpadded().reshape(*x.shape[:-1], groups, x.channels // groups)
     values = values.swapaxes(-1, -2).reshape(x.shape)
     return dataclasses.replace(x, values=pad_channels(values, x.values.shape[-1]))
+
+
+def _check_unsharded(x: QTensor, axes: Iterable[int], rule: str) -> None:
+    """Refuse explicit shardings of axes that are taken apart: no sharding is invented."""
+    spec = jax.typeof(x.values).sharding.spec
+    if any(spec[axis] is not None for axis in axes):
+        raise ValueError(
+            f"x is sharded as {spec}, but {rule}; jax.sharding.reshard it, or work on each part "
+            "with jax.shard_map."
+        )
+
+
+def _reshape(x: QTensor, values: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """``values`` in a shape that begins with N, sharded as that of ``x`` is."""
+    sharding = explicit_sharding(x.values)
+    if sharding is None:
+        return values.reshape(shape)
+    # JAX infers no sharding where several axes change.
+    spec = jax.sharding.PartitionSpec(sharding.spec[0], *[None] * (len(shape) - 1))
+    return jax.lax.reshape(values, shape, out_sharding=sharding.update(spec=spec))
 
 
 def _count(name: str, value: Any) -> int:

@@ -10,6 +10,7 @@ data centres are quick at float64; on others it may take longer than to read and
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,16 +21,16 @@ import numpy as np
 
 from jax_qconv._activation import Activation
 from jax_qconv._arrays import (
-    as_array,
     check_scale,
     check_zero_point,
+    guard,
     is_concrete,
-    undifferentiable,
 )
-from jax_qconv._quantize import QTensor
+from jax_qconv._quantize import QTensor, checked
 
-SCALE_FREE = ("none", "relu", "clip", "leaky_relu")
-"""Activations that can be applied to steps of the output, as well as to real numbers."""
+STEPWISE = ("none", "relu", "clip", "leaky_relu")
+"""Activations that can be applied to steps of the output: all that scale, but for prelu, whose
+slopes a convolution takes and these ops don't."""
 
 _TINY = 2.0**-126  # smallest normal float32
 _HUGE = float(np.finfo(np.float32).max)
@@ -38,67 +39,62 @@ _HUGE = float(np.finfo(np.float32).max)
 def operand(op: str, name: str, x: Any, *, ranks: tuple[int, ...] = ()) -> QTensor:
     """Check an argument of ``op``; its scale can't be differentiated from here on.
 
-    Concrete scales and zero points stay concrete inside of `jax.jit`.
+    Concrete scales and zero points stay concrete inside of `jax.jit`. Traced ones stay the same
+    objects, so that tensors that share them are known to do so after ops that pass them through.
 
     Raises:
         TypeError: unless it is a `QTensor` of int8 values.
         ValueError: unless it has one of ``ranks`` (if given), and channels as it says.
     """
-    if not isinstance(x, QTensor):
-        raise TypeError(
-            f"{name} must be a QTensor, got {type(x).__name__}; wrap int8 data as "
-            "QTensor(values, scale), or quantise floats with quantize(x, scale)."
-        )
-    values = jnp.asarray(as_array(f"{name}.values", x.values))
-    if values.dtype != jnp.int8:
-        raise TypeError(f"{name} must hold int8 values, got {values.dtype}.")
-    if values.ndim == 0:
-        raise ValueError(f"{name} must have a channel axis (the last one), got a scalar.")
+    x = checked(name, x)
+    values = x.values
     if ranks and values.ndim not in ranks:
         raise ValueError(
             f"{name} must have 3, 4 or 5 axes (N, width, C; N, height, width, C; N, depth, "
             f"height, width, C), got shape {list(values.shape)}."
         )
-    if not 0 <= x.channels <= values.shape[-1]:
-        raise ValueError(
-            f"{name} says it has {x.channels} channels, but stores {values.shape[-1]}."
-        )
-    scale, zero = quantization(
-        op, x.scale, x.zero_point, names=(f"{name}.scale", f"{name}.zero_point")
-    )
-    return QTensor(values, scale, zero, x.channels)
+    names = f"{name}.scale", f"{name}.zero_point"
+    scale, zero = quantization(x.scale, x.zero_point, names=names)
+    return guarded(op, QTensor(values, scale, zero, x.channels), scale)
+
+
+def guarded(op: str, x: QTensor, scale: Any) -> QTensor:
+    """``x`` with values that refuse that ``scale`` is differentiated.
+
+    To be called before there is arithmetic on it, which JAX would differentiate first.
+    """
+    return dataclasses.replace(x, values=guard(x.values, scale, op))
 
 
 def quantization(
-    op: str,
     scale: Any,
     zero_point: Any,
     *,
     names: tuple[str, str] = ("out_scale", "out_zero_point"),
 ) -> tuple[Any, Any]:
-    """Check a scale and a zero point (or None), and keep concrete ones concrete."""
-    checked = check_scale(names[0], scale)
+    """Check a scale and a zero point (or None); concrete ones stay so, traced ones the same."""
+    checked_scale = check_scale(names[0], scale)
     if not is_concrete(scale):
-        scale = undifferentiable(checked, op)
+        scale = checked_scale
     elif getattr(scale, "dtype", None) != np.float32:
         scale = np.asarray(scale, np.float32)
     if zero_point is not None:
-        checked = check_zero_point(names[1], zero_point)
-        zero_point = np.asarray(zero_point, np.int32) if is_concrete(zero_point) else checked
+        checked_zero = check_zero_point(names[1], zero_point)
+        zero_point = np.asarray(zero_point, np.int32) if is_concrete(zero_point) else checked_zero
     return scale, zero_point
 
 
-def output(op: str, x: QTensor, out_scale: Any, out_zero_point: Any) -> tuple[Any, Any]:
+def output(x: QTensor, out_scale: Any, out_zero_point: Any) -> tuple[Any, Any]:
     """Scale and zero point of an output that may keep those of the input.
 
     An ``out_scale`` without an ``out_zero_point`` means symmetric data; without an
     ``out_scale`` each that isn't given is that of ``x``.
     """
     if out_scale is not None:
-        return quantization(op, out_scale, out_zero_point)
+        return quantization(out_scale, out_zero_point)
     if out_zero_point is None:
         return x.scale, x.zero_point
-    return x.scale, quantization(op, x.scale, out_zero_point)[1]
+    return x.scale, quantization(x.scale, out_zero_point)[1]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -159,10 +155,15 @@ def to_float32(xp: Any, value: Any) -> Any:
 
 def limits(activation: Activation, out_scale: Any) -> tuple[Any, ...]:
     """What `activate` needs: the bounds of clip in steps, nothing for other activations."""
-    if activation.kind not in SCALE_FREE:
+    if activation.kind == "prelu":
+        raise ValueError(
+            "activation='prelu' needs slopes, which qconv takes: fuse it into the convolution with "
+            f"qconv(..., activation='prelu', slopes=slopes), or use one of {list(STEPWISE)} here."
+        )
+    if activation.kind not in STEPWISE:
         raise ValueError(
             f"activation={activation.kind!r} can't be applied to steps of the output; use one of "
-            f"{list(SCALE_FREE)} here, or qactivation on the result."
+            f"{list(STEPWISE)} here, or qactivation on the result."
         )
     if activation.kind != "clip":
         return ()
@@ -211,9 +212,12 @@ def mean(
         sums: ``[N, ..., C; int32 or int64]`` of as many integers as the count says.
         count: ``[1, ..., 1]``, broadcast.
         out_scale, out_zero_point: as given, or None.
-        of_steps: whether the sums are of `steps`, without the zero point.
+        of_steps: whether the sums are of `steps`, without the zero point. They must be where there
+            is padding: it is real zeros, which add 0 to a sum of steps, but the zero point to a
+            sum of integers. Without padding it is quicker to subtract once from the sum.
     """
-    scale, zero = output(op, x, out_scale, out_zero_point)
+    scale, zero = output(x, out_scale, out_zero_point)
+    sums = guard(sums, scale, op)
     summed_zero = None if of_steps else x.zero_point
     most, uniform = int(count.max()), (count == count.flat[0]).all()
     count = count.flat[0] if uniform else count

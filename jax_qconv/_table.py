@@ -17,7 +17,7 @@ import numpy as np
 
 from jax_qconv import _steps
 from jax_qconv._activation import Activation, as_activation
-from jax_qconv._arrays import is_concrete
+from jax_qconv._arrays import explicit_sharding, is_concrete
 from jax_qconv._quantize import QTensor
 
 # The integers in the order of their bytes: an entry is found by its byte, read as uint8.
@@ -118,7 +118,8 @@ def _apply(
     op: str, x: QTensor, activation: Activation, out_scale: Any, out_zero_point: Any
 ) -> QTensor:
     x = _steps.operand(op, "x", x)
-    scale, zero = _steps.quantization(op, out_scale, out_zero_point)
+    scale, zero = _steps.quantization(out_scale, out_zero_point)
+    x = _steps.guarded(op, x, scale)
     values = lookup(table(x, activation, scale, zero), x.values)
     return QTensor(values, scale, zero, x.channels)
 
@@ -150,7 +151,10 @@ def lookup(entries: Any, values: jax.Array) -> jax.Array:
     if isinstance(entries, np.ndarray) and (entries == _INTEGERS).all():
         return values
     index = jax.lax.bitcast_convert_type(values, jnp.uint8)
-    return jnp.asarray(entries).at[index].get(mode="promise_in_bounds")
+    sharding = explicit_sharding(values)
+    # JAX doesn't infer the sharding of a lookup, though it is that of the index.
+    options = {} if sharding is None else {"out_sharding": sharding}
+    return jnp.asarray(entries).at[index].get(mode="promise_in_bounds", **options)
 
 
 # Functions of real numbers [float64].

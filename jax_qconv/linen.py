@@ -41,6 +41,12 @@ class QConv(nn.Module):
         stem = net.bind({}).stem.from_float(params["stem"], x_scale=0.02, out_scale=0.05)
         y = net.apply({"quantized": {"stem": stem}}, quantize(x, 0.02))
 
+    What `init` makes has the zero points of its input and its residual, but none of its output,
+    which no field asks for. Where a checkpoint has one, make the target with `from_float` of zeros::
+
+        target = jax.eval_shape(lambda: layer.from_float(zeros, x_scale=1.0, out_scale=1.0,
+                                                         out_zero_point=0))
+
     Attributes:
         features: output channels.
         kernel_size: (height, width); an int for a 1-D convolution, three ints for a 3-D one.
@@ -91,10 +97,11 @@ class QConv(nn.Module):
         layer = _flax.Layer.of_module(self, features=self.features)
 
         def zeros() -> PackedConv:
-            x_scale, residual_scale = (
-                q.scale if isinstance(q, QTensor) else 1.0 for q in (x, residual)
-            )
-            return layer.zeros(x.shape[-1], x_scale=x_scale, residual_scale=residual_scale)
+            given = {}
+            for name, q in (("x", x), ("residual", residual)):
+                if isinstance(q, QTensor):
+                    given |= {f"{name}_scale": q.scale, f"{name}_zero_point": q.zero_point}
+            return layer.zeros(x.shape[-1], **given)
 
         packed = layer.check(self.variable(COLLECTION, "packed", zeros).value)
         return qconv(x, packed, residual=residual, implementation=self.implementation)
@@ -107,6 +114,10 @@ class QConv(nn.Module):
         x_scale: Any,
         out_scale: Any = None,
         residual_scale: Any = None,
+        x_zero_point: Any = None,
+        out_zero_point: Any = None,
+        residual_zero_point: Any = None,
+        slopes: Any = None,
     ) -> dict[str, PackedConv]:
         """Quantise and pack the parameters of a trained `flax.linen.Conv`.
 
@@ -119,6 +130,11 @@ class QConv(nn.Module):
             x_scale: ``[; float32]`` scale of the input.
             out_scale: ``[; float32]`` scale of an int8 output; None for a float one.
             residual_scale: ``[; float32]`` scale of the residual, or None without one.
+            x_zero_point: ``[; int32]`` zero point of the input, such as that of
+                `jax_qconv.quantize_image`, or None.
+            out_zero_point: ``[; int32]`` zero point of an int8 output, or None.
+            residual_zero_point: ``[; int32]`` zero point of the residual, or None.
+            slopes: ``[features; float32]`` factors of ``"prelu"`` for negative values; else None.
 
         Returns:
             The entry of this layer in the collection ``"quantized"``.
@@ -139,5 +155,9 @@ class QConv(nn.Module):
             x_scale=x_scale,
             out_scale=out_scale,
             residual_scale=residual_scale,
+            x_zero_point=x_zero_point,
+            out_zero_point=out_zero_point,
+            residual_zero_point=residual_zero_point,
+            slopes=slopes,
         )
         return {"packed": packed}

@@ -41,6 +41,10 @@ class QConv(nnx.Module):
     weights, for `nnx.eval_shape` and as the target of a checkpoint's restoration. The weights
     are a bound `PackedConv` in the attribute ``packed``, a `Quantized` variable; calls neither
     pack nor fold anything.
+
+    What the constructor makes has no zero points, which no argument asks for. Where a checkpoint
+    has some, make the target with `from_float` of a convolution of zeros, with zero points of any
+    value; or put a pack in by ``layer.packed.set_value(packed.bind(x_zero_point=...))``.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class QConv(nnx.Module):
         Raises:
             TypeError, ValueError: on arguments that an int8 convolution can't honour.
         """
+        for name, count in (("in_features", in_features), ("out_features", out_features)):
+            _flax.check_count(name, count)
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = kernel_size
@@ -131,6 +137,10 @@ class QConv(nnx.Module):
         x_scale: Any,
         out_scale: Any = None,
         residual_scale: Any = None,
+        x_zero_point: Any = None,
+        out_zero_point: Any = None,
+        residual_zero_point: Any = None,
+        slopes: Any = None,
         activation: Activation | str | None = None,
         out_dtype: Any = None,
         implementation: str | None = None,
@@ -147,6 +157,11 @@ class QConv(nnx.Module):
             x_scale: ``[; float32]`` scale of the input.
             out_scale: ``[; float32]`` scale of an int8 output; None for a float one.
             residual_scale: ``[; float32]`` scale of the residual, or None without one.
+            x_zero_point: ``[; int32]`` zero point of the input, such as that of
+                `jax_qconv.quantize_image`, or None.
+            out_zero_point: ``[; int32]`` zero point of an int8 output, or None.
+            residual_zero_point: ``[; int32]`` zero point of the residual, or None.
+            slopes: ``[out_features; float32]`` factors of ``"prelu"`` for negative values; else None.
             activation: as for the constructor.
             out_dtype: as for the constructor, but None means int8 where out_scale is given,
                 else float32.
@@ -186,6 +201,10 @@ class QConv(nnx.Module):
             x_scale=x_scale,
             out_scale=out_scale,
             residual_scale=residual_scale,
+            x_zero_point=x_zero_point,
+            out_zero_point=out_zero_point,
+            residual_zero_point=residual_zero_point,
+            slopes=slopes,
         )
         layer.packed.set_value(packed)
         return layer

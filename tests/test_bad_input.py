@@ -353,7 +353,7 @@ QUANTIZE = [
     refused("dequantize-floats", lambda g: dequantize(QTensor(g.w, 0.5)), TypeError,
             "int8 values", "got float32"),
     refused("dequantize-to-integers", lambda g: dequantize(g.q, jnp.int8), TypeError,
-            "to a float dtype", "int8"),
+            "dtype must be a float one", "int8"),
     refused("dequantize-without-scale", lambda g: dequantize(QTensor(g.x, None)), TypeError,
             "q.scale must be an array", "None"),
     refused("dequantize-zero-point", lambda g: dequantize(QTensor(g.x, 0.5, 1.5)), TypeError,

@@ -49,6 +49,9 @@ def test_the_epilogue_is_that_of_a_convolution():
     assert len(np.unique(np.asarray(got.unpadded()))) > 40
 
 
+ONE = np.ones((1, 20, 12), np.float32)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -58,7 +61,27 @@ def test_the_epilogue_is_that_of_a_convolution():
         (lambda x, w, p: q.qlinear(np.int8(3), p), "x must have an axis of channels"),
         (
             lambda x, w, p: q.qlinear(q.QTensor(x, 1.0), p, residual=q.QTensor(w, 1.0)),
-            r"residual has shape \[20, 12\], but x has \[5, 20\]",
+            r"residual has shape \[20, 12\], but the output has \[5, 12\]",
+        ),
+        (
+            lambda x, w, p: q.qlinear(x, p, residual=q.QTensor(x, 1.0), out_scale=1.0),
+            r"residual has shape \[5, 20\], but the output has \[5, 12\]",
+        ),
+        (
+            lambda x, w, p: q.qlinear(x, q.prepack(ONE, strides=2)),
+            r"packed has strides=\(2,\); qlinear takes packs from prepack_linear",
+        ),
+        (
+            lambda x, w, p: q.qlinear(x, q.prepack(ONE, padding=1)),
+            r"packed has padding=\(\(1, 1\),\); qlinear takes packs",
+        ),
+        (
+            lambda x, w, p: q.qlinear(x, q.prepack(ONE, transpose=True)),
+            "packed has a transposed convolution; qlinear takes packs",
+        ),
+        (
+            lambda x, w, p: q.qlinear(q.QTensor(x, 1.0, None, 21), p),
+            "^x says it has 21 channels, but stores 20",
         ),
         (lambda x, w, p: q.qlinear(x[:, :19], p), "x has 19 channels, but packed has .* for 20"),
     ],
@@ -67,3 +90,19 @@ def test_what_does_not_fit_is_refused_in_words(call, message):
     x, w = data(5)
     with pytest.raises(ValueError, match=message):
         call(x, w, q.prepack_linear(w, weight_scale=1.0))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda x: q.QTensor(x, 1.0, None, "8"), r"channels must be an int, .*, got '8'"),
+        (lambda x: q.QTensor(x.tolist(), 1.0), " must hold int8 values, got int32"),
+        (lambda x: q.QTensor(np.float32(x), 1.0), " must hold int8 values, got float32"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "residual"])
+def test_tensors_with_odd_fields_are_refused_by_name(name, bad, message):
+    x, w = data(5)
+    given = {"x": q.QTensor(x, 1.0), name: bad(x)}
+    with pytest.raises(TypeError, match=f"^{name}.?{message}"):
+        q.qlinear(given.pop("x"), q.prepack_linear(w, weight_scale=1.0), **given, out_scale=1.0)

@@ -17,7 +17,7 @@ pytest.importorskip("flax")
 import flax.linen as nn
 from flax import serialization
 
-from jax_qconv import QTensor, dequantize, prepack, qconv, quantize
+from jax_qconv import QTensor, dequantize, prepack, qconv, quantize, quantize_image
 from jax_qconv.linen import QConv
 
 KEY = jax.random.key(0)
@@ -261,6 +261,72 @@ def test_checkpoint_of_other_fields_is_refused(fields, message):
     target = layer.init(KEY, X, residual)
     with pytest.raises(ValueError, match=message):
         serialization.from_bytes(target, serialization.to_bytes(RESIDUAL_VARIABLES))
+
+
+ZEROS = {"x_zero_point": -128, "out_zero_point": 5, "residual_zero_point": -3}
+
+
+def test_an_image_enters_a_module_with_zero_points():
+    image = np.random.default_rng(0).integers(0, 256, (2, 9, 8, 5), np.uint8)
+    x = quantize_image(image, 0.03)
+    residual = quantize(floats(2, 9, 8, 6, seed=3), 0.07, zero_point=-3)
+    slopes = np.linspace(0.1, 0.6, 6, dtype=np.float32)
+    layer = QConv(6, (3, 3), activation="prelu", residual=True)
+    scales = {**SCALES, "residual_scale": 0.07, **ZEROS, "slopes": slopes}
+    variables = {"quantized": layer.from_float(PARAMS, **scales)}
+    expected = qconv(
+        x, prepack(PARAMS["kernel"], PARAMS["bias"]), residual=residual, out_scale=0.1,
+        out_zero_point=5, activation="prelu", slopes=slopes,
+    )  # fmt: skip
+
+    got = layer.apply(variables, x, residual)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+    # What init makes lacks the output's zero point only; from_float of zeros lacks nothing.
+    initial = layer.init(KEY, x, residual)["quantized"]["packed"].binding
+    packed = variables["quantized"]["packed"].binding
+    assert initial.x_zero_point == -128 and initial.residual_zero_point == -3
+    assert initial.constants.slopes.shape == packed.constants.slopes.shape
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    given = {"x_scale": 1.0, "out_scale": 1.0, "residual_scale": 1.0, "slopes": np.zeros(6, "f4")}
+    target = {"quantized": layer.from_float(zeros, **given, **dict.fromkeys(ZEROS, 0))}
+    state = serialization.to_state_dict(variables)
+    assert {*ZEROS} <= set(state["quantized"]["packed"]["binding"])
+    for restored in (
+        serialization.from_state_dict(target, state),
+        serialization.from_bytes(target, serialization.to_bytes(variables)),
+    ):
+        got = layer.apply(restored, x, residual)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    with pytest.raises(ValueError, match=r"binding has .*'out_zero_point'"):
+        serialization.from_state_dict({"quantized": layer.init(KEY, x, residual)["quantized"]}, state)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"features": 16.0}, TypeError, "^features must be an int, got 16.0"),
+        ({"features": 0}, ValueError, "^features must be at least 1, got 0"),
+        ({"feature_group_count": 0}, ValueError, "^feature_group_count must be at least 1, got 0"),
+        ({"feature_group_count": "2"}, TypeError, "^feature_group_count must be an int, got '2'"),
+        ({"feature_group_count": 4}, ValueError,
+         "^feature_group_count=4 must divide the 6 output channels"),
+        ({"residual": 1}, TypeError, "^residual must be True or False, got 1"),
+        ({"use_bias": "no"}, TypeError, "^use_bias must be True or False, got 'no'"),
+    ],
+)  # fmt: skip
+def test_fields_of_other_kinds_are_refused_by_name(fields, error, message):
+    layer = QConv(**({"features": 6, "kernel_size": (3, 3)} | fields))
+    with pytest.raises(error, match=message):
+        layer.init(KEY, X)
+    with pytest.raises(error, match=message):
+        layer.from_float(PARAMS, **SCALES)
+
+
+def test_groups_that_do_not_divide_the_input_are_refused_by_name():
+    message = "^feature_group_count=3 must divide the 5 input channels"
+    with pytest.raises(ValueError, match=message):
+        QConv(6, (3, 3), feature_group_count=3).init(KEY, X)
 
 
 def test_apply_is_one_operation():

@@ -13,7 +13,7 @@ pytest.importorskip("flax")
 
 from flax import nnx
 
-from jax_qconv import QTensor, prepack, qconv, quantize
+from jax_qconv import QTensor, prepack, qconv, quantize, quantize_image
 from jax_qconv.nnx import QConv, Quantized
 
 
@@ -210,6 +210,50 @@ def test_any_bound_pack_can_be_put_in():
     layer = QConv(5, 6, (3, 3), use_bias=False)
     layer.packed.set_value(packed)
     assert_same(layer(X), qconv(X, packed))
+
+
+def test_an_image_enters_a_module_with_zero_points():
+    image = np.random.default_rng(0).integers(0, 256, (2, 9, 8, 5), np.uint8)
+    x = quantize_image(image, 0.03)
+    residual = quantize(floats(2, 9, 8, 6, seed=3), 0.07, zero_point=-3)
+    slopes = np.linspace(0.1, 0.6, 6, dtype=np.float32)
+    zeros = {"x_zero_point": -128, "out_zero_point": 5, "residual_zero_point": -3}
+    given = {"activation": "prelu", "residual_scale": 0.07}
+    conv = float_conv()
+    layer = QConv.from_float(conv, **SCALES, **given, **zeros, slopes=slopes)
+    expected = qconv(
+        x, prepack(conv.kernel.get_value(), conv.bias.get_value()), residual=residual,
+        out_scale=0.1, out_zero_point=5, activation="prelu", slopes=slopes,
+    )  # fmt: skip
+    assert_same(layer(x, residual), expected)
+
+    blank = nnx.Conv(5, 6, (3, 3), kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    other = dict.fromkeys(zeros, 0)
+    target = QConv.from_float(blank, **SCALES, **given, **other, slopes=np.zeros(6, np.float32))
+    nnx.update(target, nnx.to_pure_dict(nnx.state(layer)))
+    assert_same(target(x, residual), expected)
+    graphdef, state = nnx.split(target)
+    assert_same(nnx.merge(graphdef, state)(x, residual), expected)
+
+    constructed = QConv(5, 6, (3, 3), activation="prelu", residual=True)
+    constructed.packed.set_value(layer.packed.get_value())
+    assert_same(constructed(x, residual), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"out_features": 16.0}, TypeError, "^out_features must be an int, got 16.0"),
+        ({"feature_group_count": 0}, ValueError, "^feature_group_count must be at least 1, got 0"),
+        ({"feature_group_count": 3}, ValueError, "^feature_group_count=3 must divide the 5 input"),
+        ({"residual": 1}, TypeError, "^residual must be True or False, got 1"),
+        ({"use_bias": "no"}, TypeError, "^use_bias must be True or False, got 'no'"),
+        ({"in_features": 5.0}, TypeError, "^in_features must be an int, got 5.0"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        QConv(**({"in_features": 5, "out_features": 6, "kernel_size": 3} | arguments))
 
 
 def test_implementation_is_used_or_refused():

@@ -261,3 +261,42 @@ def test_scales_that_are_known_stay_known_while_tracing():
 
     call(np.ones(4, np.float32), np.float32(0.1))
     assert seen == [(False, False), (False, False), (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("q", "error", "message"),
+    [
+        (QTensor(np.ones((2, 3), np.int8), 0.1, None, 7), ValueError,
+         "^q says it has 7 channels, but stores 3"),
+        (QTensor(np.ones((2, 3), np.int8), 0.1, None, -2), ValueError,
+         "^q says it has -2 channels, but stores 3"),
+        (QTensor(np.ones((2, 3), np.int8), 0.1, None, "8"), TypeError,
+         "^q.channels must be an int, or None for all that are stored, got '8'"),
+        (QTensor(np.int8(3), 0.1), ValueError, "^q must have a channel axis .*got a scalar"),
+        (QTensor([[1.5, 2.0]], 0.1), TypeError, "^q must hold int8 values, got float32; quantise"),
+        (np.ones(3, np.int8), TypeError, "^q must be a QTensor, got ndarray; wrap int8 data"),
+    ],
+)  # fmt: skip
+def test_dequantize_takes_tensors_that_are_what_they_say(q, error, message):
+    with pytest.raises(error, match=message):
+        dequantize(q)
+
+
+@pytest.mark.parametrize("dtype", [None, "foo", 3, jnp.int32, np.bool_])
+def test_dequantize_takes_float_dtypes(dtype):
+    with pytest.raises(TypeError, match=r"^dtype must be a float one, such as float32.*, got"):
+        dequantize(QTensor(np.ones((2, 3), np.int8), 0.1), dtype)
+
+
+def test_no_channel_count_means_all():
+    assert QTensor(np.ones((2, 3), np.int8), 0.1, None, None).shape == (2, 3)
+
+
+def test_repr_has_the_dtype_of_the_values():
+    assert repr(QTensor(np.ones((2, 3), np.float32), 0.5)) == "QTensor(float32[2, 3], scale=0.5)"
+    assert repr(QTensor(np.ones((2, 3), np.int8), 0.5)) == "QTensor(int8[2, 3], scale=0.5)"
+
+
+def test_equality_is_identity():
+    a, b = (QTensor(np.ones((2, 3), np.int8), np.float32(0.5)) for _ in range(2))
+    assert a == a and a != b and len({a, b, a}) == 2

@@ -14,12 +14,19 @@ from oracle import assert_same
 
 from jax_qconv import (
     QTensor,
+    qactivation,
+    qadd,
+    qavg_pool,
     qchannel_shuffle,
     qconcat,
+    qmax_pool,
     qpad,
     qpixel_shuffle,
     qpixel_unshuffle,
     qresize,
+    quantize,
+    quantize_image,
+    requantize,
 )
 from jax_qconv._spec import padded_channels
 
@@ -236,3 +243,56 @@ def test_vmap():
     check_vmap(lambda x: qchannel_shuffle(x, 4), x)
     other = mapped(1, 2, 4, 4, 5, zero=None)
     check_vmap(lambda x, y: qconcat([x, y], out_scale=0.2), x, other)
+
+
+TRACED = {
+    "qmax_pool": lambda q: qmax_pool(q, 3, strides=1, padding=1),
+    "qchannel_shuffle": lambda q: qchannel_shuffle(q, 2),
+    "qpad": lambda q: qpad(q, 0),
+    "qresize": lambda q: qresize(q, (3, 4)),
+    "qavg_pool": lambda q: qavg_pool(q, 3, strides=1, padding=1),
+    "qpixel_shuffle": lambda q: qpixel_shuffle(q, 1),
+    "qconcat": lambda q: qconcat([q]),
+}
+
+
+@pytest.mark.parametrize("op", TRACED)
+@pytest.mark.parametrize("zero", [None, np.int32(3)])
+def test_ops_that_keep_a_traced_scale_keep_its_identity(op, zero):
+    def call(q):
+        return qconcat([q, TRACED[op](q)])
+
+    x = QTensor(values((2, 3, 4, 8)), np.float32(0.3), zero)
+    got, want = jax.jit(call)(x), call(x)
+    assert_same(got.values, np.asarray(want.values))
+    assert got.scale == want.scale and got.zero_point == want.zero_point
+
+
+@pytest.mark.parametrize("zero", [None, np.int32(3)])
+def test_one_traced_out_scale_is_the_same_in_several_results(zero):
+    def call(a, b, scale, zero):
+        given = {"out_scale": scale, "out_zero_point": zero}
+        parts = [
+            qactivation(a, "relu", **given),
+            requantize(b, **given),
+            qadd(a, b, **given),
+            qavg_pool(b, 1, **given),
+            qconcat([a], **given),
+            QTensor(values((2, 3, 4, 8), 3), scale, zero),
+        ]
+        return qconcat(parts)
+
+    a, b = (QTensor(values((2, 3, 4, 8), i), np.float32(s)) for i, s in enumerate((0.3, 0.2)))
+    got, want = (f(a, b, np.float32(0.4), zero) for f in (jax.jit(call), call))
+    assert_same(got.values, np.asarray(want.values))
+
+
+def test_tensors_quantised_with_one_traced_scale_are_known_to_share_it():
+    def call(x, scale, zero):
+        given = {"scale": scale, "zero_point": zero}
+        parts = [quantize(x, **given), quantize(-x, **given)]
+        return qconcat([*parts, quantize_image(abs(x).astype(np.uint8), **given)])
+
+    x = jnp.asarray(values((2, 3, 4, 8)), jnp.float32)
+    got, want = (f(x, np.float32(2), np.int32(1)) for f in (jax.jit(call), call))
+    assert_same(got.values, np.asarray(want.values))
