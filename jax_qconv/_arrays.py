@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -134,6 +135,16 @@ def explicit_sharding(values: jax.Array) -> Any:
     """How the type of ``values`` says that they are sharded (on explicit axes), or None."""
     sharding = jax.typeof(values).sharding
     return sharding if any(axis is not None for axis in sharding.spec) else None
+
+
+def reshape_images(values: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """``values`` in another shape that begins with N too, which stays sharded as it is."""
+    sharding = explicit_sharding(values)
+    if sharding is None:
+        return values.reshape(shape)
+    # JAX infers no sharding where several axes change.
+    spec = jax.sharding.PartitionSpec(sharding.spec[0], *[None] * (len(shape) - 1))
+    return jax.lax.reshape(values, shape, out_sharding=sharding.update(spec=spec))
 
 
 def pad_channels(values: jax.Array, stored: int) -> jax.Array:

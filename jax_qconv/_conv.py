@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -100,8 +101,9 @@ def qconv(
         _check_residual(residual, batched, packed)
         residual = residual if batched else _map_values(lambda v: v[None], residual)
     values = _check_x(x, packed)
-    _check_unsharded("x", values, axes=(values.ndim - 1,))
-    _check_unsharded("packed", packed.weight, axes=tuple(range(packed.weight.ndim)))
+    direct = packed.form is None and packed.rank > 1
+    _check_unsharded("x", values, axes=(values.ndim - 1,) if direct else range(1, values.ndim))
+    _check_unsharded("packed", packed.weight, axes=range(packed.weight.ndim))
     binding = resolve_binding(
         packed, x, residual, residual_mode, out_scale, out_zero_point, out_dtype, activation, slopes
     )
@@ -235,13 +237,13 @@ def _check_stored(name: str, channels: int, values: jax.Array) -> None:
         raise ValueError(f"{name} says it has {channels} channels, but stores {values.shape[-1]}.")
 
 
-def _check_unsharded(name: str, values: Any, *, axes: tuple[int, ...]) -> None:
+def _check_unsharded(name: str, values: Any, *, axes: Sequence[int]) -> None:
     """Where a mesh has explicit axes, types say what is sharded, and no sharding is invented."""
     spec = jax.typeof(values).sharding.spec
     if any(spec[axis] is not None for axis in axes):
         raise ValueError(
-            f"{name} is sharded as {spec}, but only N, H and W of x may be; jax.sharding.reshard "
-            "it, or split the channels with jax.shard_map."
+            f"{name} is sharded as {spec}, but only N{', H and W' if len(axes) < 2 else ''} of x "
+            "may be; jax.sharding.reshard it, or split it with jax.shard_map."
         )
 
 

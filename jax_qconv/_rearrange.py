@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jax_qconv import _steps, _table
 from jax_qconv._activation import as_activation
-from jax_qconv._arrays import explicit_sharding, pad_channels
+from jax_qconv._arrays import pad_channels, reshape_images
 from jax_qconv._quantize import QTensor
 from jax_qconv._spec import AXES, Pads, as_padding, is_int, is_sequence, padded_channels
 
@@ -147,11 +147,11 @@ def qpixel_shuffle(x: QTensor, factor: int) -> QTensor:
     factor, rank = _count("factor", factor), len(sizes)
     _check_divides(f"factor={factor}", x.channels, factor**rank)
     channels = x.channels // factor**rank
-    values = _reshape(x, x.unpadded(), (n, *sizes, channels, *[factor] * rank))
+    values = reshape_images(x.unpadded(), (n, *sizes, channels, *[factor] * rank))
     # Each spatial axis, followed by its part of the channels.
     pairs = [axis for i in range(rank) for axis in (1 + i, 2 + rank + i)]
     values = values.transpose(0, *pairs, 1 + rank)
-    values = _reshape(x, values, (n, *(size * factor for size in sizes), channels))
+    values = reshape_images(values, (n, *(size * factor for size in sizes), channels))
     return QTensor(pad_channels(values, padded_channels(channels)), x.scale, x.zero_point, channels)
 
 
@@ -180,11 +180,11 @@ def qpixel_unshuffle(x: QTensor, factor: int) -> QTensor:
         )
     smaller = [size // factor for size in sizes]
     pairs = [v for s in smaller for v in (s, factor)]
-    values = _reshape(x, x.unpadded(), (n, *pairs, x.channels))
+    values = reshape_images(x.unpadded(), (n, *pairs, x.channels))
     firsts, seconds = (range(start, 1 + 2 * rank, 2) for start in (1, 2))
     values = values.transpose(0, *firsts, 1 + 2 * rank, *seconds)
     channels = x.channels * factor**rank
-    values = _reshape(x, values, (n, *smaller, channels))
+    values = reshape_images(values, (n, *smaller, channels))
     return QTensor(pad_channels(values, padded_channels(channels)), x.scale, x.zero_point, channels)
 
 
@@ -219,16 +219,6 @@ def _check_unsharded(x: QTensor, axes: Iterable[int], rule: str) -> None:
             f"x is sharded as {spec}, but {rule}; jax.sharding.reshard it, or work on each part "
             "with jax.shard_map."
         )
-
-
-def _reshape(x: QTensor, values: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """``values`` in a shape that begins with N, sharded as that of ``x`` is."""
-    sharding = explicit_sharding(x.values)
-    if sharding is None:
-        return values.reshape(shape)
-    # JAX infers no sharding where several axes change.
-    spec = jax.sharding.PartitionSpec(sharding.spec[0], *[None] * (len(shape) - 1))
-    return jax.lax.reshape(values, shape, out_sharding=sharding.update(spec=spec))
 
 
 def _count(name: str, value: Any) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_qconv._arrays import reshape_images
 from jax_qconv._spec import Ints, Padding, Pads, resolve_padding
 
 
@@ -114,15 +115,19 @@ class Blocks:
         x = x[:, : x.shape[1] + min(bottom, 0), : x.shape[2] + min(right, 0)]
         sides = ((0, 0), (top, max(bottom, 0)), (left, max(right, 0)), (0, 0))
         x = jnp.pad(x, sides, constant_values=fill)
-        split = x.reshape(n, rows, height, columns, width, self.channels)
-        return split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
+        split = reshape_images(x, (n, rows, height, columns, width, self.channels))
+        return reshape_images(
+            split.transpose(0, 1, 3, 2, 4, 5), (n, rows, columns, height * width * self.channels)
+        )
 
     def out(self, out: jax.Array, size: Ints, padding: Padding) -> jax.Array:
         """``[N, P', Q', phases * K]`` to ``[N, P, Q, K]``; ``size`` is that of the input."""
         n, rows, columns, channels = out.shape
         i, j = self.phases
-        split = out.reshape(n, rows, columns, i, j, channels // self.count)
-        whole = split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * i, columns * j, -1)
+        split = reshape_images(out, (n, rows, columns, i, j, channels // self.count))
+        whole = reshape_images(
+            split.transpose(0, 1, 3, 2, 4, 5), (n, rows * i, columns * j, channels // self.count)
+        )
         p, q = self.out_size(size, padding)
         return whole[:, :p, :q]
 
@@ -133,8 +138,8 @@ class Blocks:
         i, j = self.phases
         rows, columns = -(-p // i), -(-q // j)
         padded = jnp.pad(residual, ((0, 0), (0, rows * i - p), (0, columns * j - q), (0, 0)))
-        split = padded.reshape(n, rows, i, columns, j, k)
-        return split.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, self.count * k)
+        split = reshape_images(padded, (n, rows, i, columns, j, k))
+        return reshape_images(split.transpose(0, 1, 3, 2, 4, 5), (n, rows, columns, self.count * k))
 
 
 def why_not(channels: int, strides: Ints, dilation: Ints, groups: int) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_qconv._arrays import reshape_images
 from jax_qconv._spec import Ints, Padding, Pads
 
 
@@ -142,12 +143,11 @@ class Phases:
         """``[N, P', Q', phases * K]`` to ``[N, P, Q, K]``; ``size`` is that of the input."""
         n, *blocks, channels = out.shape
         rank = len(blocks)
-        split = out.reshape(n, *blocks, *self.strides, channels // self.count)
+        split = reshape_images(out, (n, *blocks, *self.strides, channels // self.count))
         pairs = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
         whole = split.transpose(0, *pairs, 2 * rank + 1)
-        whole = whole.reshape(
-            n, *(b * s for b, s in zip(blocks, self.strides, strict=True)), channels // self.count
-        )
+        sizes = [b * s for b, s in zip(blocks, self.strides, strict=True)]
+        whole = reshape_images(whole, (n, *sizes, channels // self.count))
         starts = self._starts(padding)
         ends = [a + b for a, b in zip(starts, self.out_size(size, padding), strict=True)]
         return whole[(slice(None), *map(slice, starts, ends))]
@@ -165,6 +165,8 @@ class Phases:
         ]
         padded = jnp.pad(residual, ((0, 0), *sides, (0, 0)))
         pairs = [x for pair in zip(blocks, self.strides, strict=True) for x in pair]
-        split = padded.reshape(n, *pairs, k)
+        split = reshape_images(padded, (n, *pairs, k))
         order = [*range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2)]
-        return split.transpose(0, *order, 2 * rank + 1).reshape(n, *blocks, self.count * k)
+        return reshape_images(
+            split.transpose(0, *order, 2 * rank + 1), (n, *blocks, self.count * k)
+        )

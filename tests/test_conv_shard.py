@@ -170,8 +170,42 @@ def test_explicitly_sharded_channels_are_refused(mesh, packed, x, name):
     else:
         packed = put(mesh, packed, BATCH)
     for call in (qconv, jax.jit(qconv)):
-        with pytest.raises(ValueError, match=f"^{name} is sharded as .* only N, H and W of x"):
+        with pytest.raises(ValueError, match=f"^{name} is sharded as .* only N.* of x may be"):
             call(x, packed)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "pack"),
+    [
+        ((8, 16, 16, 3), (7, 7, 3, 8), {"strides": 2}),
+        ((8, 5, 6, 8), (3, 3, 8, 8), {"strides": 2, "transpose": True}),
+        ((8, 20, 8), (3, 8, 8), {}),
+        ((8, 4, 5, 4, 8), (3, 3, 3, 8, 8), {}),
+        ((8, 6, 6, 8), (3, 3, 1, 8), {"groups": 8}),
+    ],
+    ids=["stem", "transposed", "1-D", "3-D", "depthwise"],
+)
+def test_other_kinds_of_convolution_over_the_batch(mesh, x_shape, w_shape, pack):
+    rng = np.random.default_rng(0)
+    packed = prepack(rng.normal(size=w_shape).astype(np.float32), **pack)
+    x = QTensor(jnp.asarray(rng.integers(-128, 128, x_shape, np.int8)), jnp.float32(0.5))
+    out = qconv(x, packed, out_scale=2.0)
+
+    def call(x, residual, packed):
+        return qconv(x, packed, residual=residual, out_scale=2.0)
+
+    residual = QTensor(out.values, jnp.float32(0.25), None, out.channels)
+    args = [put(mesh, q, q.specs(BATCH)) for q in (x, residual)]
+    assert_same(jax.jit(call)(*args, put(mesh, packed, P())), call(x, residual, packed))
+
+
+@pytest.mark.parametrize("mesh", [AxisType.Explicit], indirect=True, ids=str)
+def test_explicitly_sharded_pixels_of_a_recast_convolution_are_refused(mesh):
+    packed = prepack(np.ones((7, 7, 3, 8), np.float32), strides=2)
+    x = QTensor(jnp.zeros((2, 16, 16, 3), jnp.int8), jnp.float32(0.5))
+    x = put(mesh, x, x.specs(P(None, "devices")))
+    with pytest.raises(ValueError, match=r"x is sharded as .* only N of x may be.*shard_map"):
+        qconv(x, packed)
 
 
 def test_replicated_scales_are_concrete(mesh, packed, x):
