@@ -299,7 +299,9 @@ def test_an_image_enters_a_module_with_zero_points():
         got = layer.apply(restored, x, residual)
         jax.tree.map(np.testing.assert_array_equal, got, expected)
     with pytest.raises(ValueError, match=r"binding has .*'out_zero_point'"):
-        serialization.from_state_dict({"quantized": layer.init(KEY, x, residual)["quantized"]}, state)
+        serialization.from_state_dict(
+            {"quantized": layer.init(KEY, x, residual)["quantized"]}, state
+        )
 
 
 @pytest.mark.parametrize(
