@@ -42,8 +42,8 @@ class QConv(nn.Module):
         y = net.apply({"quantized": {"stem": stem}}, quantize(x, 0.02))
 
     What `init` makes has the zero points of its input and its residual, but none of its output,
-    which no field asks for. Where a checkpoint has one, make the target by `from_float` of
-    zeros::
+    which no field asks for. Where a checkpoint has one, the target is made with `from_float` of
+    zeros (or any pack is bound by hand, and put in that place)::
 
         target = jax.eval_shape(lambda: layer.from_float(zeros, x_scale=1.0, out_scale=1.0,
                                                          out_zero_point=0))

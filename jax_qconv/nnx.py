@@ -161,7 +161,7 @@ class QConv(nnx.Module):
                 `jax_qconv.quantize_image`, or None.
             out_zero_point: ``[; int32]`` zero point of an int8 output, or None.
             residual_zero_point: ``[; int32]`` zero point of the residual, or None.
-            slopes: ``[out_features; float32]`` factors of ``"prelu"`` for negative values, or
+            slopes: ``[out_features; float32]`` factors of ``"prelu"`` for negative values; else
                 None.
             activation: as for the constructor.
             out_dtype: as for the constructor, but None means int8 where out_scale is given,
