@@ -1,0 +1,279 @@
+"""A network read from an ONNX file, as a function of floats and as one of int8.
+
+`read` parses the file; `simplify` puts the operations together that one kernel can do;
+`float_values` and `int8_values` run what is left, node by node, as ordinary JAX functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+
+Weights = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Node(NamedTuple):
+    """An operation with one output; names of tensors are those of the ONNX file."""
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A network of one input and one output.
+
+    Attributes:
+        nodes: in an order in which they can run.
+        constants: by name.
+        input, output: names; the input is ``[N, C, H, W; float32]``.
+        metadata: strings that the file brings along.
+        weights: of ``Conv`` (OIHW) and ``Linear`` (IO) nodes by the name of their output, each
+            with a bias. Before `simplify` there are none.
+    """
+
+    nodes: list[Node]
+    constants: dict[str, np.ndarray]
+    input: str
+    output: str
+    metadata: dict[str, str]
+    weights: Weights = dataclasses.field(default_factory=dict)
+
+
+def read(data: bytes) -> Graph:
+    """The graph in an ONNX file, operations that do nothing left out."""
+    model = onnx.load_model_from_string(data)
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    nodes, same = [], {}
+    for node in model.graph.node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        inputs = tuple(same.get(name, name) for name in node.input)
+        (output,) = node.output
+        if node.op_type == "Identity":
+            same[output] = inputs[0]
+        elif node.op_type == "Constant":
+            constants[output] = onnx.numpy_helper.to_array(attributes["value"])
+        else:
+            nodes.append(Node(node.op_type, inputs, output, attributes))
+    output = model.graph.output[0].name
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    name = model.graph.input[0].name
+    return Graph(nodes, constants, name, same.get(output, output), metadata)
+
+
+# What one name stands for: an operation, then its inputs. A string is anything, the same
+# wherever it occurs; a number is a constant.
+_CENTRED = ("Sub", "x", ("ReduceMean", "x"))
+_VARIANCE = ("ReduceMean", ("Pow", _CENTRED, 2.0))
+_NORMALISED = ("Div", _CENTRED, ("Sqrt", ("Add", _VARIANCE, "epsilon")))
+PATTERNS = {
+    "Gelu": ("Mul", ("Mul", "x", ("Add", ("Erf", ("Div", "x", 2**0.5)), 1.0)), 0.5),
+    "Silu": ("Mul", "x", ("Sigmoid", "x")),
+    "LayerNorm": ("Add", ("Mul", _NORMALISED, "gain"), "shift"),
+}
+
+
+def simplify(graph: Graph) -> Graph:
+    """Name what `PATTERNS` has, and move biases, batch norms, activations and sums into layers."""
+    made = {}
+    for node in graph.nodes:
+        made[node.output] = node
+        for op, pattern in PATTERNS.items():
+            bound = {}
+            if _matches(pattern, node.output, made, graph.constants, bound):
+                made[node.output] = Node(op, tuple(bound.values()), node.output)
+    nodes = _needed(list(made.values()), graph.output)
+
+    uses = Counter(name for node in nodes for name in node.inputs)
+    made, weights = {}, {}
+    for node in nodes:
+        merged = None
+        for name in node.inputs:
+            layer = made.get(name)
+            if merged is None and layer and layer.output in weights and uses[name] == 1:
+                merged = _merge(node, layer, graph.constants, weights)
+        if merged is None and node.op in ("Conv", "MatMul") and node.inputs[1] in graph.constants:
+            weight = graph.constants[node.inputs[1]]
+            outputs = weight.shape[0 if node.op == "Conv" else -1]
+            bias = graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(outputs)
+            weights[node.output] = weight, bias.astype(np.float32)
+            op = "Conv" if node.op == "Conv" else "Linear"
+            merged = Node(op, node.inputs[:1], node.output, node.attributes)
+        made[node.output] = merged or node
+    nodes = _needed(list(made.values()), graph.output)
+    weights = {node.output: weights[node.output] for node in nodes if node.output in weights}
+    return dataclasses.replace(graph, nodes=nodes, weights=weights)
+
+
+def _matches(pattern: Any, name: str, made: Any, constants: Any, bound: dict[str, str]) -> bool:
+    """Whether the tensor was made as the pattern says; fills ``bound``."""
+    if isinstance(pattern, str):
+        return bound.setdefault(pattern, name) == name
+    if isinstance(pattern, float):
+        return name in constants and bool(np.allclose(constants[name], pattern))
+    node = made.get(name)
+    return (
+        node is not None
+        and (node.op, len(node.inputs)) == (pattern[0], len(pattern) - 1)
+        and all(map(lambda p, i: _matches(p, i, made, constants, bound), pattern[1:], node.inputs))
+    )
+
+
+def _needed(nodes: list[Node], output: str) -> list[Node]:
+    """Those that the output depends on."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if node.output in wanted:
+            wanted.update(node.inputs)
+            kept.append(node)
+    return kept[::-1]
+
+
+_MERGED_ACTIVATIONS = {
+    "Relu": "relu",
+    "HardSigmoid": "hard_sigmoid",
+    "Gelu": "gelu",
+    "Silu": "silu",
+}
+
+
+def _merge(node: Node, layer: Node, constants: Any, weights: Weights) -> Node | None:
+    """The layer with ``node`` done in its epilogue, or None if it can't be."""
+    weight, bias = weights[layer.output]
+    plain = "activation" not in layer.attributes and len(layer.inputs) == 1
+    attributes, inputs = layer.attributes, layer.inputs
+    if node.op == "BatchNormalization" and plain:
+        gain, shift, mean, variance = (constants[name] for name in node.inputs[1:])
+        factor = gain / np.sqrt(variance + node.attributes["epsilon"])
+        weight, bias = weight * factor[:, None, None, None], (bias - mean) * factor + shift
+    elif node.op == "Add" and plain and constants.get(node.inputs[1], bias[:0]).size == bias.size:
+        bias = bias + constants[node.inputs[1]].ravel()
+    elif node.op in _MERGED_ACTIVATIONS and plain:
+        _check_hard_sigmoid(node)
+        attributes = attributes | {"activation": _MERGED_ACTIVATIONS[node.op]}
+    elif node.op == "Add" and len(inputs) == 1 and not constants.keys() & set(node.inputs):
+        inputs += tuple(name for name in node.inputs if name != layer.output)
+    else:
+        return None
+    weights[node.output] = weight, bias
+    return Node(layer.op, inputs, node.output, attributes)
+
+
+def _check_hard_sigmoid(node: Node) -> None:
+    if node.op == "HardSigmoid":
+        slope_and_offset = node.attributes["alpha"], node.attributes["beta"]
+        if not np.allclose(slope_and_offset, (1 / 6, 1 / 2)):
+            raise NotImplementedError(f"HardSigmoid with {slope_and_offset} isn't supported.")
+
+
+# Floats, in ONNX's layout.
+
+_FLOAT_ACTIVATIONS = {
+    None: lambda x: x,
+    "relu": jax.nn.relu,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+def float_values(graph: Graph, weights: Weights, image: jax.Array) -> dict[str, Any]:
+    """Every tensor of the network by name; ``image`` is ``[N, 3, H, W; float32]``."""
+    values = {**graph.constants, graph.input: image}
+    for node in graph.nodes:
+        values[node.output] = run_float(node, [values[i] for i in node.inputs], weights)
+    return values
+
+
+def run_float(node: Node, inputs: list[Any], weights: Weights) -> Any:
+    if node.output not in weights:
+        if node.op not in _FLOAT:
+            raise NotImplementedError(f"ONNX operation {node.op} isn't supported.")
+        return _FLOAT[node.op](node.attributes, *inputs)
+    x, *residual = inputs
+    weight, bias = weights[node.output]
+    if node.op == "Conv":
+        y = bias[:, None, None] + jax.lax.conv_general_dilated(
+            x,
+            weight,
+            precision="highest",
+            window_strides=node.attributes["strides"],
+            padding=padding(node.attributes),
+            feature_group_count=node.attributes["group"],
+        )
+    else:
+        y = jnp.matmul(x, weight, precision="highest") + bias
+    y = _FLOAT_ACTIVATIONS[node.attributes.get("activation")](y)
+    return y + residual[0] if residual else y
+
+
+def padding(attributes: dict[str, Any]) -> Any:
+    """As JAX has it."""
+    if attributes.get("auto_pad", b"NOTSET") == b"SAME_UPPER":
+        return "SAME"
+    pads = attributes["pads"]
+    return tuple(zip(pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True))
+
+
+def _pool(attributes: dict[str, Any], x: jax.Array, start: float, function: Any) -> jax.Array:
+    window, strides = attributes["kernel_shape"], attributes["strides"]
+    pads = padding(attributes)
+    pads = pads if isinstance(pads, str) else ((0, 0), (0, 0), *pads)
+    return jax.lax.reduce_window(x, start, function, (1, 1, *window), (1, 1, *strides), pads)
+
+
+def _average_pool(attributes: dict[str, Any], x: jax.Array) -> jax.Array:
+    return _pool(attributes, x, 0.0, jax.lax.add) / np.prod(attributes["kernel_shape"])
+
+
+def _layer_norm(_: Any, x: jax.Array, epsilon: Any, gain: Any, shift: Any) -> jax.Array:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * gain + shift
+
+
+def _slice(_: Any, x: Any, starts: Any, ends: Any, axes: Any, steps: Any = (1,)) -> Any:
+    index = [slice(None)] * x.ndim
+    for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
+        index[axis] = slice(*map(int, bounds))
+    return x[tuple(index)]
+
+
+def _reshape(_: Any, x: Any, shape: Any) -> Any:
+    return x.reshape([x.shape[i] if size == 0 else int(size) for i, size in enumerate(shape)])
+
+
+def _concat(attributes: dict[str, Any], *parts: Any) -> Any:
+    xp = np if all(isinstance(part, np.ndarray) for part in parts) else jnp
+    return xp.concatenate(parts, axis=attributes["axis"])
+
+
+_FLOAT = {
+    "Add": lambda _, a, b: a + b,
+    "Mul": lambda _, a, b: a * b,
+    "MatMul": lambda _, a, b: jnp.matmul(a, b, precision="highest"),
+    "Softmax": lambda attributes, x: jax.nn.softmax(x, axis=attributes["axis"]),
+    "LayerNorm": _layer_norm,
+    "MaxPool": lambda attributes, x: _pool(attributes, x, -jnp.inf, jax.lax.max),
+    "AveragePool": _average_pool,
+    "ReduceMean": lambda attributes, x: x.mean(
+        tuple(attributes["axes"]), keepdims=bool(attributes["keepdims"])
+    ),
+    "Concat": _concat,
+    "Shape": lambda _, x: np.array(x.shape),
+    "Slice": _slice,
+    "Reshape": _reshape,
+    "Squeeze": lambda attributes, x: x.squeeze(tuple(attributes["axes"])),
+    "Unsqueeze": lambda attributes, x: np.expand_dims(x, tuple(attributes["axes"])),
+    "Transpose": lambda attributes, x: x.transpose(attributes["perm"]),
+}
