@@ -86,6 +86,10 @@ PATTERNS = {
 
 def simplify(graph: Graph) -> Graph:
     """Name what `PATTERNS` has, and move biases, batch norms, activations and sums into layers."""
+    return _with_layers(_with_patterns_named(graph))
+
+
+def _with_patterns_named(graph: Graph) -> Graph:
     made = {}
     for node in graph.nodes:
         made[node.output] = node
@@ -93,27 +97,32 @@ def simplify(graph: Graph) -> Graph:
             bound = {}
             if _matches(pattern, node.output, made, graph.constants, bound):
                 made[node.output] = Node(op, tuple(bound.values()), node.output)
-    nodes = _needed(list(made.values()), graph.output)
+    return dataclasses.replace(graph, nodes=_needed(list(made.values()), graph.output))
 
-    uses = Counter(name for node in nodes for name in node.inputs)
+
+def _with_layers(graph: Graph) -> Graph:
+    """Constant weights taken out, and what follows merged; what is read twice stays."""
+    constants, uses = graph.constants, Counter(i for node in graph.nodes for i in node.inputs)
     made, weights = {}, {}
-    for node in nodes:
-        merged = None
-        for name in node.inputs:
-            layer = made.get(name)
-            if merged is None and layer and layer.output in weights and uses[name] == 1:
-                merged = _merge(node, layer, graph.constants, weights)
-        if merged is None and node.op in ("Conv", "MatMul") and node.inputs[1] in graph.constants:
-            weight = graph.constants[node.inputs[1]]
-            outputs = weight.shape[0 if node.op == "Conv" else -1]
-            bias = graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(outputs)
-            weights[node.output] = weight, bias.astype(np.float32)
-            op = "Conv" if node.op == "Conv" else "Linear"
-            merged = Node(op, node.inputs[:1], node.output, node.attributes)
-        made[node.output] = merged or node
+    for node in graph.nodes:
+        layers = [made[i] for i in node.inputs if i in weights and uses[i] == 1]
+        merged = (_merge(node, layer, constants, weights) for layer in layers)
+        new = next(filter(None, merged), node)
+        if node.op in ("Conv", "MatMul") and node.inputs[1] in constants:
+            new, weights[node.output] = _layer(node, constants)
+        made[node.output] = new
     nodes = _needed(list(made.values()), graph.output)
     weights = {node.output: weights[node.output] for node in nodes if node.output in weights}
     return dataclasses.replace(graph, nodes=nodes, weights=weights)
+
+
+def _layer(node: Node, constants: Any) -> tuple[Node, tuple[np.ndarray, np.ndarray]]:
+    """A convolution or a product with a constant matrix, without and with its weights."""
+    x, *names = node.inputs
+    weight, *bias = (constants[name] for name in names)
+    op, axis = ("Conv", 0) if node.op == "Conv" else ("Linear", -1)
+    bias = bias[0] if bias else np.zeros(weight.shape[axis], np.float32)
+    return Node(op, (x,), node.output, node.attributes), (weight, bias)
 
 
 def _matches(pattern: Any, name: str, made: Any, constants: Any, bound: dict[str, str]) -> bool:
@@ -210,6 +219,7 @@ def run_float(node: Node, inputs: list[Any], weights: Weights) -> Any:
             precision="highest",
             window_strides=node.attributes["strides"],
             padding=padding(node.attributes),
+            rhs_dilation=node.attributes["dilations"],
             feature_group_count=node.attributes["group"],
         )
     else:
@@ -228,12 +238,16 @@ def padding(attributes: dict[str, Any]) -> Any:
 
 def _pool(attributes: dict[str, Any], x: jax.Array, start: float, function: Any) -> jax.Array:
     window, strides = attributes["kernel_shape"], attributes["strides"]
+    if attributes.get("ceil_mode"):
+        raise NotImplementedError("pooling with ceil_mode isn't supported.")
     pads = padding(attributes)
     pads = pads if isinstance(pads, str) else ((0, 0), (0, 0), *pads)
     return jax.lax.reduce_window(x, start, function, (1, 1, *window), (1, 1, *strides), pads)
 
 
 def _average_pool(attributes: dict[str, Any], x: jax.Array) -> jax.Array:
+    if any(attributes["pads"]):
+        raise NotImplementedError("an average with padding isn't supported.")
     return _pool(attributes, x, 0.0, jax.lax.add) / np.prod(attributes["kernel_shape"])
 
 

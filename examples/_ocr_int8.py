@@ -56,15 +56,22 @@ def int8_nodes(graph: Graph) -> set[str]:
     """Outputs of the nodes that run in int8."""
     found = set()
     for node in graph.nodes:
-        between = node.op in _BETWEEN and found.issuperset(node.inputs)
+        between = _has_int8_form(node) and found.issuperset(node.inputs)
         if node.output in graph.weights or between:
             found.add(node.output)
     return found
 
 
+def _has_int8_form(node: Node) -> bool:
+    """Whether `_BETWEEN` does it, which concatenates channels and averages images."""
+    axes = node.attributes.get("axis", 1), node.attributes.get("axes", [2, 3])
+    return node.op in _BETWEEN and axes == (1, [2, 3])
+
+
 def int8_tensors(graph: Graph) -> set[str]:
     """Tensors that int8 nodes read or, but for layers, write; layers can write floats."""
-    nodes = [node for node in graph.nodes if node.output in int8_nodes(graph)]
+    outputs = int8_nodes(graph)
+    nodes = [node for node in graph.nodes if node.output in outputs]
     written = {node.output for node in nodes if node.output not in graph.weights}
     return written.union(*(node.inputs for node in nodes))
 
@@ -105,6 +112,7 @@ def quantise(graph: Graph, calibrated: Ranges) -> tuple[Packs, Meanings]:
                 layout="OIHW",
                 strides=node.attributes["strides"],
                 padding=padding(node.attributes),
+                dilation=node.attributes["dilations"],
                 groups=node.attributes["group"],
             )
         else:

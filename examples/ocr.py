@@ -32,7 +32,7 @@ if missing:
 
 from _ocr_graph import Graph, float_values, read, simplify  # noqa: E402
 from _ocr_int8 import int8_nodes, int8_values, layer_plans, quantise, ranges, union  # noqa: E402
-from _ocr_lines import Line, by_width, decode, equal_characters, make_lines  # noqa: E402
+from _ocr_lines import HEIGHT, WIDTHS, Line, by_width, decode, equal_characters, make_lines  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 WHEEL = "rapidocr-3.10.0-py3-none-any.whl"
@@ -51,7 +51,7 @@ WHY_FLOAT = {
     "Mul": "factor of a matrix product in float",
     "Add": "a zero that the file adds there",
 }
-WHY_MOVED = "moves elements of floats, or computes shapes when the program is traced"
+WHY_MOVED = "moves floats, or computes shapes while the program is traced"
 
 
 class DataError(Exception):
@@ -118,7 +118,7 @@ def report_plan(graph: Graph, plans: dict[str, str], shapes: dict[str, Any]) -> 
         if node.output in graph.weights:
             rows[describe(node, graph.weights[node.output][0])].append(node.output)
         elif node.output in in_int8:
-            rows[{"ReduceMean": "global average pool"}.get(node.op, node.op)].append(node.output)
+            rows[node.op].append(node.output)
         else:
             floats[node.op] += 1
     total = macs.total()
@@ -132,7 +132,8 @@ def report_plan(graph: Graph, plans: dict[str, str], shapes: dict[str, Any]) -> 
     for op, count in floats.most_common():
         print(f"{op:38} {count:5}  {WHY_FLOAT.get(op, WHY_MOVED)}")
     done = sum(macs[output] for output in plans)
-    print(f"\n{done / total:.2%} of {total:,} MACs of a batch run in int8")
+    share = f"{done / total:.2%} of {total:,} MACs"
+    print(f"\n{share} run in int8, for {BATCH} lines of {WIDTHS[0]} pixels")
 
 
 def describe(node: Any, weight: np.ndarray) -> str:
@@ -198,7 +199,7 @@ def main() -> int | str:
     in_float = read_lines(lambda x: run_float(weights, x)[0], lines, characters, "float32")
     in_int8 = read_lines(lambda x: run_int8(packs, x), lines, characters, "int8")
 
-    images = jax.ShapeDtypeStruct((BATCH, *lines[0].pixels.shape), np.float32)
+    images = jax.ShapeDtypeStruct((BATCH, 3, HEIGHT, WIDTHS[0]), np.float32)
     shapes = jax.eval_shape(lambda w, x: float_values(graph, w, x), weights, images)
     report_plan(graph, layer_plans(graph, packs, tensors, images), shapes)
     equal = report_lines(lines, in_float, in_int8)
