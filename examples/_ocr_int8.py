@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from _ocr_graph import Graph, Node, padding, run_float
+from _ocr_float import padding, run_float
+from _ocr_graph import Graph, Node
 
 from jax_qconv import (
     PackedConv,
@@ -43,7 +44,7 @@ Ranges = dict[str, tuple[Any, Any]]  # (least, greatest) of tensors, by name
 
 
 def quantisation(low: float, high: float) -> Quantisation:
-    """One that covers a range: symmetric, or with a zero point where that saves a bit or so."""
+    """One that covers a range: symmetric, or with a zero point where steps get a quarter finer."""
     low, high = min(low, 0.0), max(high, 0.0)
     largest = max(-low, high)
     if low + high == 0 or (high - low) > 1.5 * largest:

@@ -30,7 +30,8 @@ missing = [pip for name, pip in PACKAGES.items() if importlib.util.find_spec(nam
 if missing:
     sys.exit(f"This example needs {', '.join(missing)}:\n  pip install {' '.join(missing)}")
 
-from _ocr_graph import Graph, float_values, read, simplify  # noqa: E402
+from _ocr_float import float_values  # noqa: E402
+from _ocr_graph import Graph, read, simplify  # noqa: E402
 from _ocr_int8 import int8_nodes, int8_values, layer_plans, quantise, ranges, union  # noqa: E402
 from _ocr_lines import HEIGHT, WIDTHS, Line, by_width, decode, equal_characters, make_lines  # noqa: E402
 from tqdm import tqdm  # noqa: E402

@@ -344,12 +344,12 @@ class TestOcrGraph:
         gain, shift, mu, var = (w[n][:, None, None] for n in ("gain", "shift", "mu", "var"))
         n = (conv(g * gate, w["w3"], 8) - mu) / np.sqrt(var + 1e-5) * gain + shift
         expected = jax.nn.softmax(g * gate + n, axis=3)
-        values = ocr("_ocr_graph").float_values(graph, graph.weights, image)
+        values = ocr("_ocr_float").float_values(graph, graph.weights, image)
         np.testing.assert_allclose(values["y"], expected, rtol=1e-4, atol=1e-6)
 
     def test_int8_is_close_and_only_the_softmax_is_float(self, ocr, graph, image):
         int8 = ocr("_ocr_int8")
-        expected = ocr("_ocr_graph").float_values(graph, graph.weights, image)
+        expected = ocr("_ocr_float").float_values(graph, graph.weights, image)
         packs, tensors = int8.quantise(graph, int8.ranges(graph, expected))
         values = int8.int8_values(graph, packs, tensors, image)
         for name in ("g", "gate", "gated", "sum", "y"):
@@ -364,7 +364,7 @@ class TestOcrGraph:
         module = ocr("_ocr_graph")
         graph.nodes.append(module.Node("Einsum", ("y",), "z"))
         with pytest.raises(NotImplementedError, match="Einsum"):
-            module.float_values(graph, graph.weights, image)
+            ocr("_ocr_float").float_values(graph, graph.weights, image)
 
     @pytest.mark.parametrize("low, high", [(-1.0, 1.0), (-0.2, 5.0), (0.0, 3.0), (2.0, 3.0)])
     def test_a_quantisation_covers_its_range(self, ocr, low, high):
