@@ -141,7 +141,7 @@ def test_fields_have_the_names_and_order_of_flax():
         {"activation": nn.gelu},
         {"out_dtype": "int16"},
     ],
-    ids=str,
+    ids=lambda fields: next(iter(fields)),
 )
 def test_fields_that_cannot_be_honoured_are_refused_by_name(fields):
     layer = QConv(**({"features": 6, "kernel_size": (3, 3)} | fields))
