@@ -122,6 +122,7 @@ def quantise(graph: Graph, calibrated: Ranges) -> tuple[Packs, Meanings]:
         out = tensors.get(node.output, Quantisation(None, None))
         activation = node.attributes.get("activation")
         r = residual[0] if residual else Quantisation(None, None)
+        mode = "add_after_activation" if residual and activation else None
         packs[node.output] = packed.bind(
             x_scale=x.scale,
             x_zero_point=x.zero_point,
@@ -129,7 +130,7 @@ def quantise(graph: Graph, calibrated: Ranges) -> tuple[Packs, Meanings]:
             out_zero_point=out.zero_point,
             residual_scale=r.scale,
             residual_zero_point=r.zero_point,
-            residual_mode="add" if activation is None else "add_after_activation",
+            residual_mode=mode,
             activation=activation,
         )
     return packs, tensors
@@ -169,8 +170,6 @@ def _run_int8(node: Node, inputs: list[QTensor], packs: Packs, tensors: Meanings
     if node.output in packs:
         run = qconv if node.op == "Conv" else qlinear
         out = run(x, packs[node.output], residual=others[0] if others else None)
-        # Else XLA:CPU computes an epilogue again in each kernel that reads it, and those in it.
-        out = jax.lax.optimization_barrier(out)
         return out if isinstance(out, QTensor) or out.ndim < 4 else out.transpose(0, 3, 1, 2)
     out = tensors[node.output]
     return _BETWEEN[node.op](

@@ -16,7 +16,7 @@ from jax_qconv._binding import Binding
 from jax_qconv._fold import Constants
 from jax_qconv._packed_conv import PackedConv, check_format
 from jax_qconv._problem import ACCUMULATOR
-from jax_qconv._quantize import QTensor, quantize
+from jax_qconv._quantize import QTensor, checked, quantize
 from jax_qconv._resolve import resolve_binding
 
 
@@ -98,7 +98,7 @@ def qconv(
     batched = _is_batched(x.values, packed)
     x = x if batched else _map_values(lambda v: v[None], x)
     if residual is not None:
-        _check_residual(residual, batched, packed)
+        residual = _check_residual(residual, batched, packed)
         residual = residual if batched else _map_values(lambda v: v[None], residual)
     values = _check_x(x, packed)
     direct = packed.form is None and packed.rank > 1
@@ -183,7 +183,7 @@ def _as_qtensor(x: Any, packed: PackedConv, x_scale: Any, x_zero_point: Any) -> 
             raise ValueError("x_scale and x_zero_point are for bare arrays, but x is a QTensor.")
         if x.zero_point is not None:
             check_zero_point("x.zero_point", x.zero_point)
-        return _map_values(lambda v: jnp.asarray(as_array("x", v)), x)
+        return checked("x", x)
     values = jnp.asarray(as_array("x", x))
     if packed.binding is not None:
         x_scale = packed.binding.x_scale if x_scale is None else x_scale
@@ -224,17 +224,11 @@ def _check_x(x: QTensor, packed: PackedConv) -> jax.Array:
     if values.dtype != jnp.int8:
         raise TypeError(f"x must be int8 or floats, got {values.dtype}.")
     stored, _ = packed.stored_channels
-    _check_stored("x", channels, values)
     if channels != packed.in_channels:
         raise ValueError(
             f"x has {channels} channels, but packed has weights for {packed.in_channels}."
         )
     return pad_channels(values, stored)
-
-
-def _check_stored(name: str, channels: int, values: jax.Array) -> None:
-    if channels > values.shape[-1]:
-        raise ValueError(f"{name} says it has {channels} channels, but stores {values.shape[-1]}.")
 
 
 def _check_unsharded(name: str, values: Any, *, axes: Sequence[int]) -> None:
@@ -247,17 +241,14 @@ def _check_unsharded(name: str, values: Any, *, axes: Sequence[int]) -> None:
         )
 
 
-def _check_residual(residual: Any, batched: bool, packed: PackedConv) -> None:
-    if not isinstance(residual, QTensor):
-        raise TypeError(f"residual must be a QTensor or None, got {type(residual).__name__}.")
-    values = as_array("residual", residual.values)
-    if values.dtype != jnp.int8:
-        raise TypeError(f"residual must hold int8 values, got {values.dtype}.")
-    if values.ndim != packed.rank + 1 + batched:
+def _check_residual(residual: Any, batched: bool, packed: PackedConv) -> QTensor:
+    residual = checked("residual", residual)
+    axes = packed.rank + 1 + batched
+    if residual.values.ndim != axes:
         raise ValueError(
-            f"residual must have {packed.rank + 1 + batched} axes, as x has, got shape "
-            f"{list(values.shape)}."
+            f"residual must have {axes} axes, as x has, got shape {list(residual.values.shape)}."
         )
+    return residual
 
 
 def _residual_values(
@@ -268,7 +259,5 @@ def _residual_values(
         raise ValueError(
             f"residual has shape {list(residual.shape)}, but the output has {list(out_shape)}."
         )
-    values = jnp.asarray(residual.values)
-    _check_stored("residual", residual.channels, values)
-    values = pad_channels(values, packed.stored_channels[1])
+    values = pad_channels(residual.values, packed.stored_channels[1])
     return values if packed.form is None else packed.form.residual(values, packed.padding)
