@@ -1,11 +1,11 @@
 """The store of tuned plans loses nothing, trusts nothing, and is looked up in a fixed order."""
 
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -313,11 +313,22 @@ def write_much(folder, worker):
             assert plan_of(n) in {"cudnn:0", "cudnn:1", "cudnn:2"}
 
 
+WRITE_MUCH = """
+import pathlib, runpy, sys
+file, folder, worker = sys.argv[1:]
+runpy.run_path(file)["write_much"](pathlib.Path(folder), int(worker))
+"""
+
+
 def test_processes_that_write_at_once_leave_whole_files(store):
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
-        for done in [pool.submit(write_much, store.parent, worker) for worker in range(3)]:
-            done.result(timeout=120)
+    command = [sys.executable, "-P", "-c", WRITE_MUCH, __file__, str(store.parent)]
+    writers = [
+        subprocess.Popen([*command, str(worker)], stderr=subprocess.PIPE, text=True)
+        for worker in range(3)
+    ]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors
     assert {e.problem for e in _plan_store.entries()} == {problem(n) for n in (1, 2, 3)}
     assert len([p for p in store.rglob("*") if p.is_file()]) == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
 import h100
@@ -33,15 +34,16 @@ SYSTEMS = {
     "bf16": (lambda data: systems.bf16(data, graph=True), JAX),
     "bf16 without graph": (lambda data: systems.bf16(data, graph=False), JAX),
     "JAX's int8": (systems.xla_int8, JAX + EPILOGUE),
-    "qwix": (systems.qwix, JAX + EPILOGUE),
 }
+WHOLE = [resnet50_jax.xla_int8_net]
+if importlib.util.find_spec("qwix"):
+    SYSTEMS["qwix"] = systems.qwix, JAX + EPILOGUE
+    WHOLE.append(resnet50_jax.qwix_net)
 
 
 @pytest.mark.parametrize("layer", OTHERS[:3], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_program_is_a_loop_of_the_calls_and_nothing_else(layer, name, tmp_path):
-    if name == "qwix":
-        pytest.importorskip("qwix")
     make, call = SYSTEMS[name]
     system = make(systems.Data.make(layer, 1))
     hlo, before, body = compile_program(system, tmp_path)
@@ -114,10 +116,8 @@ def test_the_products_of_the_ceiling_are_of_integers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", [resnet50_jax.xla_int8_net, resnet50_jax.qwix_net])
+@pytest.mark.parametrize("net", WHOLE)
 def test_the_whole_network_has_convolutions_of_int8(net):
-    if net is resnet50_jax.qwix_net:
-        pytest.importorskip("qwix")
     run, params = net()
     x = jnp.zeros((1, 224, 224, 3), jnp.int8 if net is resnet50_jax.xla_int8_net else jnp.float32)
     hlo = h100.compile(run, *h100.shapes((params, x)))
