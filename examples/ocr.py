@@ -1,6 +1,6 @@
 """Text lines read by PP-OCR's recogniser in int8, held against float32.
 
-    pip install 'jax_qconv[examples]'
+    pip install '.[examples]'
     python examples/ocr.py    # says how to get the network (27 MB)
 
 The network is taken out of an ONNX file and calibrated on 30 rendered lines; then it reads 100
@@ -10,10 +10,7 @@ an operation for it.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import importlib.util
-import shlex
 import sys
 import zipfile
 from collections import Counter, defaultdict
@@ -23,23 +20,26 @@ from typing import Any
 
 import jax
 import numpy as np
-import platformdirs
 
 PACKAGES = {"matplotlib": "matplotlib", "onnx": "onnx", "PIL": "pillow", "tqdm": "tqdm"}
 missing = [pip for name, pip in PACKAGES.items() if importlib.util.find_spec(name) is None]
 if missing:
     sys.exit(f"This example needs {', '.join(missing)}:\n  pip install {' '.join(missing)}")
 
+from _archives import Archive, parse_folder  # noqa: E402
 from _ocr_float import float_values  # noqa: E402
 from _ocr_graph import Graph, read, simplify  # noqa: E402
 from _ocr_int8 import int8_nodes, int8_values, layer_plans, quantise, ranges, union  # noqa: E402
 from _ocr_lines import HEIGHT, WIDTHS, Line, by_width, decode, equal_characters, make_lines  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-WHEEL = "rapidocr-3.10.0-py3-none-any.whl"
-SHA256 = "2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050"
+WHEEL = Archive(
+    "rapidocr-3.10.0-py3-none-any.whl",
+    "rapidocr==3.10.0",
+    27288134,
+    "2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+)
 NETWORK = "rapidocr/models/PP-OCRv6_rec_small.onnx"
-DEFAULT_DATA = platformdirs.user_cache_path("jax_qconv") / "examples"
 
 BATCH = 10
 CALIBRATION, TEST = {"count": 30, "seed": 2}, {"count": 100, "seed": 1}
@@ -55,26 +55,9 @@ WHY_FLOAT = {
 WHY_MOVED = "moves floats, or computes shapes while the program is traced"
 
 
-class DataError(Exception):
-    """The archive is missing or isn't the expected one; the text says how to get it."""
-
-
 def read_network(folder: Path) -> Graph:
-    """The network in the archive, which is read as data: neither installed nor imported.
-
-    Raises:
-        DataError: unless the archive is there, with the bytes that were examined.
-    """
-    path = folder / WHEEL
-    problem = None if path.is_file() else f"{path} is missing"
-    if problem is None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != SHA256:
-            problem = f"{path} has sha256 {digest}, not {SHA256}; delete it"
-    if problem:
-        command = f"python -m pip download --no-deps -d {shlex.quote(str(folder))} rapidocr==3.10.0"
-        raise DataError(f"{problem}\nGet the archive (27 MB) with\n  {command}")
-    with zipfile.ZipFile(path) as archive:
+    """The network in the archive, which is read as data: neither installed nor imported."""
+    with zipfile.ZipFile(folder / WHEEL.file) as archive:
         return read(archive.read(NETWORK))
 
 
@@ -169,15 +152,7 @@ def report_lines(lines: list[Line], in_float: list[str], in_int8: list[str]) -> 
 
 
 def main() -> int | str:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, default=DEFAULT_DATA, help=f"folder of the archive ({DEFAULT_DATA})"
-    )
-    try:
-        graph = read_network(parser.parse_args().data)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    graph = read_network(parse_folder(__doc__.splitlines()[0], [WHEEL]))
     characters = [*graph.metadata["character"].split("\n"), " "]
     graph = simplify(graph)
     weights = jax.device_put(graph.weights)

