@@ -14,6 +14,7 @@
 #     suites    the layers of all networks at batch 128, 1, 32 and 8
 #     kinds     depthwise, transposed and grouped convolutions, and zero points, to kinds.json
 #     efficientnet  the whole of EfficientNet-Lite0: int8 and JAX bf16, to efficientnet_lite0.json
+#     sanitizer  the own kernels under compute-sanitizer, to sanitizer.json
 #     summary   merges the files into summary.json and shows it
 #
 # All of them, in this order, without a STAGE: what the targets need comes before the optional rest.
@@ -30,7 +31,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python}
 limit=${LIMIT:-570}
-stages=(tests rankings layers resnet50 startup rivals suites kinds efficientnet summary)
+stages=(tests rankings layers resnet50 startup rivals suites kinds efficientnet sanitizer summary)
 networks=(resnet50 resnet50_plain resnet18 vgg16 unet mobilenet_v2 efficientnet_lite0 yolov8s)
 bf16=(bf16 bf16_without_graph bf16_blocks)
 
@@ -66,8 +67,10 @@ run() {
 }
 
 tests() {
+  # Several processes, which share the GPU's memory: most of the time is the oracle's.
   JAX_QCONV_REQUIRE_GPU=1 JAX_QCONV_GPU_REPORT=$out/gpu_tests.json \
-    run "$python" -m pytest -q tests/gpu
+    XLA_PYTHON_CLIENT_PREALLOCATE=false \
+    run "$python" -m pytest -q -n "${WORKERS:-4}" --durations=20 tests/gpu
 }
 
 rankings() {
@@ -108,6 +111,10 @@ kinds() {
 
 efficientnet() {
   bench efficientnet --batch 128 1 --out "$out"
+}
+
+sanitizer() {
+  bench sanitizer --out "$out"
 }
 
 summary() {

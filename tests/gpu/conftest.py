@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import threading
+from typing import Any
 
 import jax
 import oracle
@@ -70,6 +71,22 @@ class Account:
         with self.lock:
             self.elements += want.size
 
+    def as_json(self) -> dict[str, Any]:
+        """What another process can `add`."""
+        return {
+            "elements": self.elements,
+            "seeds": self.seeds,
+            "plans": dict(self.plans),
+            "refused": dict(self.refused),
+        }
+
+    def add(self, other: dict[str, Any]) -> None:
+        """Add the account of another process."""
+        self.elements += other["elements"]
+        self.seeds += other["seeds"]
+        self.plans.update(other["plans"])
+        self.refused.update(other["refused"])
+
 
 @pytest.fixture(scope="session")
 def account(request) -> Account:
@@ -78,6 +95,20 @@ def account(request) -> Account:
 
 
 _ACCOUNT = pytest.StashKey[Account]()
+
+
+def pytest_sessionfinish(session):
+    """A process of pytest-xdist hands in its account."""
+    if hasattr(session.config, "workeroutput") and _ACCOUNT in session.config.stash:
+        session.config.workeroutput["account"] = session.config.stash[_ACCOUNT].as_json()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """The process that started it adds it to its own."""
+    if "account" in (getattr(node, "workeroutput", None) or {}):
+        account = node.config.stash.setdefault(_ACCOUNT, Account())
+        account.add(node.workeroutput["account"])
 
 
 def pytest_terminal_summary(terminalreporter, config):
