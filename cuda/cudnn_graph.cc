@@ -82,11 +82,8 @@ class Nodes {
     const bool offset = p.offset != Offset::kNone;
     if (offset) {
       y->set_data_type(fe::DataType_t::INT32);
-      auto z = p.offset == Offset::kMap ? p.offset_dims() : std::vector<int64_t>(p.rank, 1);
-      if (p.offset != Offset::kMap) z.push_back(p.k);
-      z.insert(z.begin(), 1);
       y = graph_.pointwise(
-          y, Input("z", z, fe::DataType_t::INT32),
+          y, PerChannel("z", fe::DataType_t::INT32),
           Mode(fe::PointwiseMode_t::ADD).set_compute_data_type(fe::DataType_t::INT32));
     }
     if (p.has_epilogue()) {
@@ -200,10 +197,10 @@ class Nodes {
                              .set_stride(std::move(strides))
                              .set_data_type(type));
   }
-  Tensor PerChannel(const char* name) {
+  Tensor PerChannel(const char* name, fe::DataType_t type = fe::DataType_t::FLOAT) {
     std::vector<int64_t> dims(problem_.rank + 2, 1);
     dims.back() = problem_.k;
-    return Input(name, std::move(dims), fe::DataType_t::FLOAT);
+    return Input(name, std::move(dims), type);
   }
   Tensor Scalar(const char* name) {
     return Input(name, std::vector<int64_t>(problem_.rank + 2, 1), fe::DataType_t::FLOAT);
@@ -242,6 +239,12 @@ ErrorOr<std::unique_ptr<Impl>> MakeImpl(const Problem& problem, const std::strin
   if (bare && problem.has_epilogue()) {
     return Unexpected(Error::InvalidArgument(
         StrCat("engine 'cudnn_bare' has no epilogue, but '", problem.text, "' asks for one")));
+  }
+  if (problem.offset == Offset::kMap) {
+    // It has plans for one, but they are wrong, or fault, for all images after the first.
+    return Unexpected(Error::InvalidArgument(
+        StrCat("cuDNN can't add the map of offsets that '", problem.text,
+               "' asks for; fill the border of x with its zero point, and add one per channel")));
   }
   auto impl = std::unique_ptr<Impl>(new Impl{problem, engine, InputSlots(problem), {}});
   JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("making the graph", problem, [&]() -> fe::error_t {

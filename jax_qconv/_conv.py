@@ -133,8 +133,8 @@ def _convolve(
     if zero_point is not None:
         zero_point = jnp.asarray(zero_point, jnp.int32)
         offset = None if binding is None else binding.offset
-        problem = dataclasses.replace(problem, offset=_zero_point.kind(problem))
-        problem.check()
+        x = operands["x"].reshape(problem.x_shape)
+        problem, operands["x"] = _zero_point.fill_border(problem, x, zero_point)
         if offset is None:
             offset = _zero_point.offset(problem, packed.weight.reshape(problem.w_shape), zero_point)
         elif binding is not None and binding.input_size not in (None, size):

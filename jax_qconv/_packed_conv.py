@@ -159,11 +159,6 @@ class PackedConv:
             padding = ((0, 0), *padding)
         return {"strides": (1, *strides), "padding": padding, "dilation": (1, *dilation)}
 
-    def offset(self, x_shape: _spec.Ints, zero_point: Any) -> jax.Array:
-        """The int32 that makes up for the zero point of an input; see `Binding.offset`."""
-        problem = self.problem(x_shape, **ACCUMULATOR)
-        return _zero_point.offset(problem, self.weight.reshape(problem.w_shape), zero_point)
-
     def bind(
         self,
         *,
@@ -197,9 +192,9 @@ class PackedConv:
             slopes: ``[K; float32]`` factors of ``"prelu"`` for negative values; else None.
             out_dtype: one of int8, float32, bfloat16, float16; None means int8 where
                 out_scale is given, else float32. An int32 output has nothing to bind.
-            input_size: spatial sizes of the input, such as (H, W). With a zero point and padding,
-                the correction along the borders depends on it: given here, it is computed once;
-                None computes it in each call.
+            input_size: spatial sizes of the input, such as (H, W). The correction that a padded
+                depthwise convolution needs for a zero point depends on it: given here, it is
+                computed once, for inputs of this size; None computes it in each call.
 
         Returns:
             The same pack with `binding` set (an earlier one is replaced).
@@ -228,18 +223,26 @@ class PackedConv:
         )
         if input_size is not None:
             input_size = _spec.as_ints("input_size", input_size, rank=self.rank, minimum=1)
-        if x_zero_point is not None and (input_size is not None or self._is_unpadded()):
-            extent = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-            x_shape = (1, *(input_size or extent), self.stored_channels[0])
-            offset = self.offset(x_shape, binding.x_zero_point)
-            binding = dataclasses.replace(binding, offset=offset, input_size=input_size)
+        if x_zero_point is not None:
+            binding = self._with_offset(binding, input_size)
         return dataclasses.replace(self, binding=binding)
+
+    def _with_offset(self, binding: Binding, size: _spec.Ints | None) -> Binding:
+        """What makes up for the input's zero point, where it is known before the input is."""
+        depthwise = self.stored_groups == self.stored_channels[0] > 1
+        if not depthwise or self._is_unpadded():
+            offset = _zero_point.per_channel(self.weight, binding.x_zero_point)
+            return dataclasses.replace(binding, offset=offset)
+        if size is None:
+            return binding
+        problem = self.problem((1, *size, self.stored_channels[0]), **ACCUMULATOR)
+        weight = self.weight.reshape(problem.w_shape)
+        offset = _zero_point.offset(problem, weight, binding.x_zero_point)
+        return dataclasses.replace(binding, offset=offset, input_size=size)
 
     def _is_unpadded(self) -> bool:
         """Whether the kernel never hangs over the border, whatever the input's size."""
-        if isinstance(self.form, Phases):
-            return False
-        if isinstance(self.form, Blocks) or self.padding == "VALID":
+        if self.padding == "VALID":
             return True
         if self.padding == "SAME":
             return max(self.kernel_size) == 1

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_qconv import _native, _plan_model, _plan_store
@@ -62,6 +62,7 @@ def tune_problems(
     device: int,
     target: _plan_store.Target,
     candidates: int | str | None = None,
+    only: Mapping[Problem, list[str]] | None = None,
     workers: int | None = None,
 ) -> Iterator[Tuned]:
     """Tune each problem and store what is found, as it is found.
@@ -72,6 +73,7 @@ def tune_problems(
         target: what it is.
         candidates: how many of the model's best to try beside cuDNN's suggestions, or ``"all"``
             configurations; None for `CANDIDATES` where there is a model, else all.
+        only: the plans to try of some problems, without cuDNN's suggestions.
         workers: see `search`.
     """
     check_arguments(candidates, workers)
@@ -81,7 +83,8 @@ def tune_problems(
         names = list(_plan_model.rank(problem, target.compute_capability))
         count = CANDIDATES if candidates is None else candidates
         few = names[:count] if names and isinstance(count, int) else None
-        tasks.append(Task(text, few))
+        named = (only or {}).get(problem)
+        tasks.append(Task(text, few if named is None else named, suggestions=named is None))
     for task, result in search(tasks, device=device, workers=workers):
         problem = by_text[task.problem]
         if isinstance(result, str):
@@ -111,7 +114,8 @@ class Task:
 
     Attributes:
         problem: in its text form.
-        candidates: plans to try beside cuDNN's suggestions; None for all configurations.
+        candidates: plans to try; None for all configurations.
+        suggestions: whether cuDNN's are tried beside them.
         skip: plans that took a worker down, and how.
         alone: whether plans are tried one by one, because a worker didn't survive them.
         doing: what the worker said last, and of which plans.
@@ -119,6 +123,7 @@ class Task:
 
     problem: str
     candidates: list[str] | None = None
+    suggestions: bool = True
     skip: dict[str, str] = dataclasses.field(default_factory=dict)
     alone: bool = False
     doing: tuple[str, list[str]] | None = None

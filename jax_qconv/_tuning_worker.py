@@ -26,9 +26,10 @@ def examine(task: dict[str, Any], extension: Any, say: Callable[..., None], wait
     """Find the fastest exact plan of a problem.
 
     Args:
-        task: ``problem`` and ``device``; ``candidates``, names of plans to try beside cuDNN's
-            suggestions, or None for all configurations; ``skip``, plans and the reasons why
-            they aren't tried; ``alone``, whether to go plan by plan, to find one that crashes.
+        task: ``problem`` and ``device``; ``candidates``, names of plans to try, or None for all
+            configurations; ``suggestions``, whether to try cuDNN's too; ``skip``, plans and the
+            reasons why they aren't tried; ``alone``, whether to go plan by plan, to find one that
+            crashes.
         extension: the native module.
         say: sends a message of its keyword arguments.
         wait: returns when the GPU is free.
@@ -37,7 +38,8 @@ def examine(task: dict[str, Any], extension: Any, say: Callable[..., None], wait
     if task["candidates"] is None:
         names = tuner.configurations()
     else:
-        names = list(dict.fromkeys([*tuner.suggestions(), *task["candidates"]]))
+        suggestions = tuner.suggestions() if task["suggestions"] else []
+        names = list(dict.fromkeys([*suggestions, *task["candidates"]]))
     rejected = dict(task["skip"])
     names = [name for name in names if name not in rejected]
 

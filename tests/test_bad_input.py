@@ -48,6 +48,10 @@ def repack(g, **geometry):
     return prepack(g.w, **geometry)
 
 
+def depthwise(g, **geometry):
+    return prepack(g.w[:, :, :1, :6], groups=6, **geometry)
+
+
 # What is found, what is allowed and the way out must be in the message.
 X = [
     refused("2-axes", lambda g: qconv(g.x[0, 0], g.int8), ValueError,
@@ -87,12 +91,13 @@ X = [
             "packed was bound to another x's zero point: 3, but got 4"),
     refused("zero-point-of-another-size",
             lambda g: qconv(QTensor(g.x, 0.5, 3),
-                            g.packed.bind(x_scale=0.5, x_zero_point=3, input_size=(6, 5))),
+                            depthwise(g).bind(x_scale=0.5, x_zero_point=3, input_size=(6, 5))),
             ValueError, "packed was bound for input_size=(6, 5), but x is of size (5, 5)",
             "input_size=None"),
     refused("zero-point-of-another-size-with-the-same-output",
             lambda g: qconv(QTensor(g.x, 0.5, 3),
-                            repack(g, strides=2).bind(x_scale=0.5, x_zero_point=3, input_size=6)),
+                            depthwise(g, strides=2).bind(
+                                x_scale=0.5, x_zero_point=3, input_size=6)),
             ValueError, "packed was bound for input_size=(6, 6), but x is of size (5, 5)"),
     refused("zero-point-of-a-bare-array-unbound",
             lambda g: qconv(g.x, g.int8, x_zero_point=3), ValueError,

@@ -137,14 +137,10 @@ def test_systems_are_those_that_the_kind_can_have():
     assert all(1 in kind_systems.allowed_merges(conv) for conv in KINDS["groups"])
 
 
-@pytest.mark.parametrize(
-    ("conv", "shape", "kind"),
-    [(TINY["zero_points"][0], (6, 6, 8), "map"), (TINY["zero_points"][1], (16,), "channel")],
-)
-def test_a_zero_point_is_corrected_beforehand(conv, shape, kind):
+@pytest.mark.parametrize("conv", TINY["zero_points"])
+def test_a_zero_point_is_corrected_beforehand(conv):
     packed = kind_systems.Data.make(conv, 1).packed()
-    stored = packed.stored_channels[1]
-    assert packed.binding.offset.shape == (*shape[:-1], stored), kind
+    assert packed.binding.offset.shape == (packed.stored_channels[1],)
 
 
 @each

@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = pathlib.Path(__file__).parent / "bench" / "run_gpu.sh"
 STAGES = ["tests", "rankings", "layers", "resnet50", "startup", "rivals", "suites"]
-STAGES += ["kinds", "efficientnet", "summary"]
+STAGES += ["kinds", "efficientnet", "sanitizer", "summary"]
 
 
 @pytest.fixture

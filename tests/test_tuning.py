@@ -100,6 +100,14 @@ def test_a_few_candidates_are_the_models_best_beside_the_suggestions(monkeypatch
     }
 
 
+def test_named_plans_are_tried_without_suggestions():
+    named = ["cudnn:4:cfg=50"]
+    found = tuned(problem(), problem(2), only={problem(): named})
+    assert [row["plan"] for row in found[problem()].entry.ranking] == named
+    assert found[problem()].entry.tried == "some"
+    assert found[problem(2)].entry.tried == "all"
+
+
 @pytest.mark.parametrize("candidates", ["some", -1, 1.5, True])
 def test_how_many_candidates_is_checked(candidates):
     with pytest.raises(

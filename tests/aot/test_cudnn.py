@@ -48,19 +48,19 @@ HOPPER_PROBLEMS = [
     *[fused(a, "int8", residual=True) for a in ACTIVATIONS],
     *[fused("relu6", o, residual=True) for o in FLOATS[1:]],
     problem(out_dtype="int32"),
-    *[problem(offset=offset) for offset in ("channel", "map")],
+    problem(offset="channel"),
     problem(offset="channel", out_dtype="int32"),
-    problem(offset="map", residual=True, residual_zero_point=True, activation="clip"),
+    problem(offset="channel", residual=True, residual_zero_point=True, activation="clip"),
     problem(residual=True, activation_first=True, activation="relu"),
     problem(residual=True, residual_zero_point=True, activation_first=True, requantize=True),
     problem(rank=3, activation="relu", residual=True),
-    problem(rank=3, offset="map"),
+    problem(rank=3, offset="channel"),
 ]
 AMPERE_PROBLEMS = [
     problem(channels=4),
     problem(channels=8, activation="relu", residual=True),
     problem(channels=64, groups=2, activation="relu", residual=True),
-    problem(channels=128, groups=8, offset="map"),
+    problem(channels=128, groups=8, offset="channel"),
 ]
 
 

@@ -38,15 +38,22 @@ def test_one_custom_call_and_nothing_else(x_shape, w_shape, pack):
     assert compiled(x_shape, w_shape, pack=pack) == ["custom-call"]
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-def test_a_zero_point_bound_for_a_size_costs_nothing_beside_the_call(padding):
+@pytest.mark.parametrize(("padding", "before"), [("SAME", ["pad"]), ("VALID", [])])
+def test_a_zero_point_costs_one_pass_over_a_padded_input_and_else_nothing(padding, before):
+    bind = {"x_zero_point": 3, "out_zero_point": -5, "activation": "relu"}
+    found = compiled((8, 14, 14, 64), (3, 3, 64, 64), pack={"padding": padding}, **bind)
+    assert len(found) == len(before) + 1 and found[-1] == "custom-call"
+
+
+def test_a_depthwise_zero_point_bound_for_a_size_costs_nothing_beside_the_call():
     bind = {"x_zero_point": 3, "out_zero_point": -5, "activation": "relu", "input_size": 14}
-    pack = {"padding": padding}
-    assert compiled((8, 14, 14, 64), (3, 3, 64, 64), pack=pack, **bind) == ["custom-call"]
+    found = compiled((8, 14, 14, 64), (3, 3, 1, 64), pack={"groups": 64}, **bind)
+    assert found == ["custom-call"]
 
 
-def test_without_a_size_the_border_is_small_work_before_the_call():
-    found = compiled((8, 14, 14, 64), (3, 3, 64, 64), x_zero_point=3)
+def test_without_a_size_a_depthwise_border_is_small_work_before_the_call():
+    pack = {"groups": 64}
+    found = compiled((8, 14, 14, 64), (3, 3, 1, 64), pack=pack, x_zero_point=3)
     assert found.count("custom-call") == 1 and found[-1] == "custom-call"
     assert len(found) <= 4
 

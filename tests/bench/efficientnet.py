@@ -25,8 +25,9 @@ from bench.timing import GRAPH
 
 METHOD = f"""\
 {nets.METHOD} int8_merged has depthwise channels merged into dense blocks of up to
-{MERGED_CHANNELS}; with _shifts, JAX's depthwise convolutions are sums of shifted images, each one
-loop of XLA's. bf16 is compared by the fastest of its ways."""
+{MERGED_CHANNELS}; int8_steps_of_16 has more than 32 channels padded to multiples of 16, not 64;
+with _shifts, JAX's depthwise convolutions are sums of shifted images, each one loop of XLA's.
+bf16 is compared by the fastest of its ways."""
 
 
 def exact(batch: int) -> bool:
@@ -45,6 +46,7 @@ NETS: nets.Systems = {
     "bf16_graph": lambda n: _bf16(n, shifts=False, graph=GRAPH),
     "bf16_shifts": lambda n: _bf16(n, shifts=True, graph=None),
     "bf16_shifts_graph": lambda n: _bf16(n, shifts=True, graph=GRAPH),
+    "int8_steps_of_16": lambda n: Net(int8_net(step=16), images(n)),
     "int8_merged": lambda n: Net(int8_net(merged=MERGED_CHANNELS), images(n)),
     "int8_without_graph": lambda n: Net(int8_net(), images(n), graph=""),
 }

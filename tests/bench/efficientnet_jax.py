@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from bench.efficientnet_net import CLASSES, CONVS, Conv, forward
 from bench.kind_systems import allowed_merges
 
 import jax_qconv
+from jax_qconv._spec import padded_channels
 
 OUT_SCALE = 0.05
 
@@ -29,10 +31,11 @@ def _weights() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], jax.Array]:
     return convs, jnp.asarray(rng.normal(0, 0.03, (CONVS[-1].k, CLASSES)), jnp.bfloat16)
 
 
-def int8_net(*, merged: int | None = None) -> tuple[Any, Any]:
+def int8_net(*, merged: int | None = None, step: int | None = None) -> tuple[Any, Any]:
     """int8 between all layers, as a user would write it: bound packs, residuals as QTensors.
 
-    With ``merged``, depthwise channels are merged into dense blocks of at most so many.
+    With ``merged``, depthwise channels are merged into dense blocks of at most so many. With
+    ``step``, more than 32 channels are padded to a multiple of it.
     """
     weights, dense = _weights()
     packed = {
@@ -43,6 +46,7 @@ def int8_net(*, merged: int | None = None) -> tuple[Any, Any]:
             padding="SAME",
             groups=conv.groups,
             merge_groups=_largest_merge(conv, merged),
+            pad_to=None if step is None or conv.name == "stem" else _padded(conv, step),
         ).bind(
             x_scale=OUT_SCALE,
             out_scale=OUT_SCALE,
@@ -75,6 +79,12 @@ def _largest_merge(conv: Conv, most: int | None) -> int | None:
     if most is None or conv.groups == 1:
         return None
     return max(merge for merge in allowed_merges(conv) if merge <= most)
+
+
+def _padded(conv: Conv, step: int) -> tuple[int, int]:
+    return tuple(
+        padded_channels(n) if n <= 32 else math.ceil(n / step) * step for n in (conv.c, conv.k)
+    )
 
 
 def bf16_net(*, shifts: bool = False) -> tuple[Any, Any]:

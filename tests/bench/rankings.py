@@ -1,8 +1,11 @@
 """Tune the problems that the package's table and its model of the hardware are made from.
 
     python tests/bench/rankings.py --out tests/bench/results/h200 [--seconds 500]
+    python tests/bench/rankings.py --out tests/bench/results/h100 \\
+        --like tests/bench/results/h200/rankings.json --top 5
 
-Goes on where the user's store of plans ends. Writes rankings.json, the time of every exact plan
+Goes on where the user's store of plans ends. With --like, only the plans are tried that were the
+fastest on another GPU of the same architecture. Writes rankings.json, the time of every exact plan
 that was tried, and the table of the fastest ones that comes with the package.
 """
 
@@ -67,21 +70,28 @@ def problems() -> tuple[list[Problem], list[Problem]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of rankings.json")
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="stop each half after so many"
-    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--like", type=pathlib.Path, help="rankings.json of another GPU")
+    parser.add_argument("--top", type=int, default=5, help="so many of its plans are tried")
     parser.add_argument("--workers", type=int, help="processes")
     args = parser.parse_args()
     device = jax.local_devices(backend="cuda")[0].local_hardware_id
     target = _plans.target_of(device)
     table, held_out = problems()
     known = {e.problem for e in _plan_store.entries() if e.target == target}
+    rows = json.loads(args.like.read_text())["rows"] if args.like else []
+    only = {Problem.parse(row["problem"]): list(row["us"])[: args.top] for row in rows}
     failed: dict[str, str] = {}
+    end = time.monotonic() + args.seconds
     for chosen, candidates in ((table, None), (held_out, HELD_OUT_CANDIDATES)):
-        todo = [p for p in chosen if str(p) not in known]
-        end = time.monotonic() + args.seconds
+        todo = [p for p in chosen if str(p) not in known] if time.monotonic() < end else []
         results = _tuning.tune_problems(
-            todo, device=device, target=target, candidates=candidates, workers=args.workers
+            todo,
+            device=device,
+            target=target,
+            candidates=candidates,
+            only=only,
+            workers=args.workers,
         )
         for result in tqdm(results, total=len(todo), mininterval=10):
             if result.error is not None:

@@ -53,7 +53,8 @@ def commit() -> str:
 
 def clocks() -> dict[str, Any]:
     """The first GPU's clocks now, its temperature and power; or the error why they are unknown."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS.values())}", "--id=0"]
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS.values())}", f"--id={first}"]
     try:
         found = subprocess.run(
             [*command, "--format=csv,noheader,nounits"],

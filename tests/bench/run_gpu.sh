@@ -5,7 +5,8 @@
 #
 #     tests     the GPU tests, to gpu_tests.json
 #     rankings  tunes the problems of the package's table, to rankings.json and plans.json; goes on
-#               where the user's store of plans ends
+#               where the user's store of plans ends; LIKE, the rankings.json of another GPU,
+#               makes it try the plans only that were the fastest there
 #     layers    ResNet-50's layers, with and without residuals, at batch 128 and 1: int8, JAX bf16 and
 #               the seed, to layers.json
 #     resnet50  the whole of ResNet-50: int8, JAX bf16 and the seed, to resnet50.json
@@ -70,12 +71,12 @@ tests() {
   # Several processes, which share the GPU's memory: most of the time is the oracle's.
   JAX_QCONV_REQUIRE_GPU=1 JAX_QCONV_GPU_REPORT=$out/gpu_tests.json \
     XLA_PYTHON_CLIENT_PREALLOCATE=false \
-    run "$python" -m pytest -q -n "${WORKERS:-4}" --durations=20 tests/gpu
+    run "$python" -m pytest -q -p no:benchmark -n "${WORKERS:-4}" --durations=20 tests/gpu
 }
 
 rankings() {
-  # Two halves, and the building of plans that is under way when one ends.
-  bench rankings --out "$out" --seconds $((limit * 2 / 5))
+  # Less than the limit, for the building of plans that is under way at the end.
+  bench rankings --out "$out" --seconds $((limit * 4 / 5)) ${LIKE:+--like "$LIKE"}
 }
 
 layers() {

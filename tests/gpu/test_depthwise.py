@@ -30,7 +30,7 @@ def problem_of(case: Case, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.geometry.w_shape}")
 def test_a_call_gives_the_right_bytes(case, account):
-    account.same(case.run(jit=True, implementation="cudnn"), case.expected())
+    account.same(case.run(jit=True), case.expected())
 
 
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.geometry.w_shape}")
