@@ -153,7 +153,9 @@ class Nodes {
       case Activation::kHardSigmoid:
         return HardSigmoid(y);
       case Activation::kHardSwish:
-        return graph_.pointwise(y, HardSigmoid(y), Mode(Pointwise::MUL));
+        y = graph_.pointwise(y, HardSigmoid(y), Mode(Pointwise::MUL));
+        // Else a residual that comes after may be contracted with this product, not with its own.
+        return p.activation_first ? graph_.pointwise(y, Constant(0), Mode(Pointwise::ADD)) : y;
       case Activation::kSigmoid:
         return graph_.pointwise(y, Mode(Pointwise::SIGMOID_FWD));
       case Activation::kTanh:

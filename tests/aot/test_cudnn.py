@@ -52,6 +52,7 @@ HOPPER_PROBLEMS = [
     problem(offset="channel", out_dtype="int32"),
     problem(offset="channel", residual=True, residual_zero_point=True, activation="clip"),
     problem(residual=True, activation_first=True, activation="relu"),
+    *[fused("hard_swish", o, residual=True, activation_first=True) for o in FLOATS],
     problem(residual=True, residual_zero_point=True, activation_first=True, requantize=True),
     problem(rank=3, activation="relu", residual=True),
     problem(rank=3, offset="channel"),

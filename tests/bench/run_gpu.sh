@@ -68,9 +68,10 @@ run() {
 }
 
 tests() {
-  # Several processes, which share the GPU's memory: most of the time is the oracle's.
+  # Several processes, which share the GPU's memory: most of the time is the oracle's and that of
+  # compilers.
   JAX_QCONV_REQUIRE_GPU=1 JAX_QCONV_GPU_REPORT=$out/gpu_tests.json \
-    XLA_PYTHON_CLIENT_PREALLOCATE=false \
+    XLA_PYTHON_CLIENT_PREALLOCATE=false OPENBLAS_NUM_THREADS=1 \
     run "$python" -m pytest -q -p no:benchmark -n "${WORKERS:-4}" --durations=20 tests/gpu
 }
 

@@ -6,6 +6,7 @@ With JAX_QCONV_GPU_REPORT=FILE they leave a JSON account of what passed and how 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import datetime
 import json
 import os
@@ -53,6 +54,15 @@ def default_device():
 def gpus() -> list[jax.Device]:
     """All GPUs."""
     return _gpus()
+
+
+@pytest.fixture
+def threads():
+    """This process's share of the cores."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = max(2, (os.cpu_count() or 1) // processes)
+    with concurrent.futures.ThreadPoolExecutor(min(16, share)) as pool:
+        yield pool
 
 
 class Account:

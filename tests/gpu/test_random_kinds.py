@@ -3,7 +3,6 @@ points, every exact epilogue. JAX_QCONV_KINDS says how many."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 
 import numpy as np
@@ -82,18 +81,17 @@ def check(seed: int, account) -> None:
 
 
 @pytest.mark.parametrize("first", range(0, PROBLEMS, CHUNK))
-def test_random_kinds_are_exact(first, account):
+def test_random_kinds_are_exact(first, account, threads):
     seeds = range(FIRST_SEED + first, FIRST_SEED + min(first + CHUNK, PROBLEMS))
-    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for job in [threads.submit(check, seed, account) for seed in seeds]:
-            job.result()
+    for job in [threads.submit(check, seed, account) for seed in seeds]:
+        job.result()
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "tanh", "silu", "gelu", "gelu_tanh"])
 def test_smooth_activations_are_within_a_step_of_the_reference(kind):
     geometry = Geometry((4, 14, 14, 64), (64, 3, 3, 64), padding="SAME", pads="SAME")
     case = Case(geometry, out_dtype="int32")
-    packed = jax_qconv.prepack(case.arguments["w"], weight_scale=2.0**-16, layout="OHWI")
+    packed = jax_qconv.prepack(case.arguments["w"], weight_scale=2.0**-11, layout="OHWI")
     x = jax_qconv.QTensor(case.arguments["x"], 0.02)
     outs = [
         jax_qconv.qconv(

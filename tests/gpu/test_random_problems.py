@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
-import os
 
 import jax
 import numpy as np
@@ -100,8 +98,6 @@ def check(seed: int, account) -> None:
 
 
 @pytest.mark.parametrize("first", range(0, PROBLEMS, CHUNK))
-def test_random_problems_are_exact(first, account):
-    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        jobs = [threads.submit(check, seed, account) for seed in range(first, first + CHUNK)]
-        for job in jobs:
-            job.result()
+def test_random_problems_are_exact(first, account, threads):
+    for job in [threads.submit(check, seed, account) for seed in range(first, first + CHUNK)]:
+        job.result()
