@@ -42,6 +42,7 @@ namespace jax_qconv {
   X(ModuleLoadData, cuModuleLoadData)                 \
   X(ModuleUnload, cuModuleUnload)                     \
   X(ModuleGetFunction, cuModuleGetFunction)           \
+  X(FuncSetAttribute, cuFuncSetAttribute)             \
   X(LaunchKernel, cuLaunchKernel)
 
 struct CudaDriver {

@@ -3,6 +3,7 @@
 #include "cudnn_engine.h"
 #include "depthwise.h"
 #include "kernel_engine.h"
+#include "pointwise.h"
 
 namespace jax_qconv {
 namespace {
@@ -12,12 +13,24 @@ const Engine& DepthwiseEngine() {
   return *engine;
 }
 
+const Engine& PointwiseEngine() {
+  static const auto* engine = MakeKernelEngine(Pointwise()).release();
+  return *engine;
+}
+
+// The own kernels of a problem; null without any.
+const KernelSource* OwnSource(const Problem& problem) {
+  if (problem.depthwise()) return &Depthwise();
+  return IsPointwise(problem) ? &Pointwise() : nullptr;
+}
+
 }  // namespace
 
-std::vector<const Engine*> EnginesFor(const Problem& problem) {
+std::vector<const Engine*> EnginesFor(const Problem& problem, bool cudnn_only) {
   // cuDNN has no fused depthwise kernel of int8, and its bare one was wrong.
   if (problem.depthwise()) return {&DepthwiseEngine()};
-  return {&CudnnEngine()};
+  if (cudnn_only || !IsPointwise(problem)) return {&CudnnEngine()};
+  return {&CudnnEngine(), &PointwiseEngine()};
 }
 
 ErrorOr<std::string> EngineVersions(const Problem& problem) {
@@ -32,15 +45,19 @@ ErrorOr<std::string> EngineVersions(const Problem& problem) {
 ErrorOr<const Engine*> EngineOf(const PlanName& name) {
   if (name.engine == "cudnn" || name.engine == "cudnn_bare") return &CudnnEngine();
   if (name.engine == Depthwise().name) return &DepthwiseEngine();
+  if (name.engine == Pointwise().name) return &PointwiseEngine();
   return Unexpected(Error::Internal(StrCat("plan '", name.ToString(), "' has no engine")));
 }
 
 std::vector<PlanName> OwnPlans(const Problem& problem) {
-  return problem.depthwise() ? Depthwise().plans(problem) : std::vector<PlanName>{};
+  const KernelSource* source = OwnSource(problem);
+  return source == nullptr ? std::vector<PlanName>{} : source->plans(problem);
 }
 
 ErrorOr<KernelSpec> OwnKernel(const Problem& problem, const PlanName& name) {
-  if (name.engine == Depthwise().name && !name.deferred()) return Depthwise().kernel(problem, name);
+  for (const KernelSource* source : {&Depthwise(), &Pointwise()}) {
+    if (name.engine == source->name && !name.deferred()) return source->kernel(problem, name);
+  }
   return Unexpected(Error::InvalidArgument(
       StrCat("plan '", name.ToString(), "' isn't one of an engine with own kernels")));
 }

@@ -10,8 +10,9 @@
 
 namespace jax_qconv {
 
-// Those whose plans are tried for a problem.
-std::vector<const Engine*> EnginesFor(const Problem& problem);
+// Those whose plans are tried for a problem; with `cudnn_only`, no own kernels where cuDNN has
+// some.
+std::vector<const Engine*> EnginesFor(const Problem& problem, bool cudnn_only = false);
 
 // Their versions.
 ErrorOr<std::string> EngineVersions(const Problem& problem);

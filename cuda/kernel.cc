@@ -147,14 +147,14 @@ ErrorOr<CUfunction> KernelModule::Find(const std::string& name) const {
 Error KernelModule::LaunchPointers(const char* name, Grid blocks, unsigned threads, CUstream stream,
                                    void** arguments) const {
   JQ_ASSIGN_OR_RETURN(const CUfunction function, Find(name));
-  return LaunchFunction(function, name, blocks, threads, stream, arguments);
+  return LaunchFunction(function, name, blocks, threads, 0, stream, arguments);
 }
 
 Error LaunchFunction(CUfunction function, const char* name, KernelModule::Grid blocks,
-                     unsigned threads, CUstream stream, void** arguments) {
+                     unsigned threads, unsigned shared_bytes, CUstream stream, void** arguments) {
   JQ_ASSIGN_OR_RETURN(const CudaDriver* driver, CudaDriver::Get());
   const CUresult result = driver->LaunchKernel(function, blocks.x, blocks.y, blocks.z, threads, 1,
-                                               1, 0, stream, arguments, nullptr);
+                                               1, shared_bytes, stream, arguments, nullptr);
   if (result == CUDA_SUCCESS) return Error::Success();
   return driver->Check(result, StrCat("launching kernel ", name).c_str());
 }

@@ -62,10 +62,11 @@ struct KernelSpec {
   std::string file_name, function, source;
   KernelModule::Grid blocks;
   unsigned threads = 0;
+  unsigned shared_bytes = 0;  // of dynamic shared memory
 };
 
 // Launches a function on a stream; `arguments` point at its parameters.
 Error LaunchFunction(CUfunction function, const char* name, KernelModule::Grid blocks,
-                     unsigned threads, CUstream stream, void** arguments);
+                     unsigned threads, unsigned shared_bytes, CUstream stream, void** arguments);
 
 }  // namespace jax_qconv

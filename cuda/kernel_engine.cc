@@ -14,11 +14,13 @@ class KernelExecutable : public Executable {
         function_(function),
         name_(spec.function),
         blocks_(spec.blocks),
-        threads_(spec.threads) {}
+        threads_(spec.threads),
+        shared_bytes_(spec.shared_bytes) {}
 
   Error Launch(const Operands& operands, CUstream stream) const override {
     void* arguments[] = {const_cast<Operands*>(&operands)};
-    return LaunchFunction(function_, name_.c_str(), blocks_, threads_, stream, arguments);
+    return LaunchFunction(function_, name_.c_str(), blocks_, threads_, shared_bytes_, stream,
+                          arguments);
   }
 
  private:
@@ -26,7 +28,7 @@ class KernelExecutable : public Executable {
   CUfunction function_;  // of the module
   std::string name_;
   KernelModule::Grid blocks_;
-  unsigned threads_;
+  unsigned threads_, shared_bytes_;
 };
 
 class KernelEngine : public Engine {
@@ -70,6 +72,15 @@ class KernelEngine : public Engine {
     JQ_ASSIGN_OR_UNEXPECTED(KernelModule module, KernelModule::Load(spec.file_name, spec.source,
                                                                     info.compute_capability));
     JQ_ASSIGN_OR_UNEXPECTED(const CUfunction function, module.Find(spec.function));
+    if (spec.shared_bytes > 0) {
+      // More than 48 KB must be asked for.
+      JQ_ASSIGN_OR_UNEXPECTED(const CudaDriver* driver, CudaDriver::Get());
+      JQ_RETURN_UNEXPECTED_IF_ERROR(driver->Check(
+          driver->FuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                   static_cast<int>(spec.shared_bytes)),
+          StrCat("giving ", spec.shared_bytes, " bytes of shared memory to ", spec.function)
+              .c_str()));
+    }
     return std::unique_ptr<Executable>(new KernelExecutable(std::move(module), function, spec));
   }
 

@@ -19,7 +19,9 @@ const std::vector<EngineKnobs>& Engines() {
   static const auto* engines = new std::vector<EngineKnobs>{
       {"cudnn", {{"split_k", 17}, {"cfg", 24}, {"stream_k", 38}}, true},
       {"cudnn_bare", {{"split_k", 17}, {"cfg", 24}, {"stream_k", 38}}, true},
-      {"depthwise", {{"rows", 0}, {"cols", 1}}, false}};
+      {"depthwise", {{"rows", 0}, {"cols", 1}}, false},
+      {"pointwise", {{"rows", 0}, {"cols", 1}, {"run", 2}}, false},
+      {"auto", {}, false}};
   return *engines;
 }
 
@@ -84,8 +86,13 @@ ErrorOr<PlanName> PlanName::Parse(const std::string& text) {
     for (const auto& one : Engines()) known += StrCat(known.empty() ? "" : ", ", one.engine);
     return Unexpected(BadName(text, StrCat("names no known engine (", known, ")")));
   }
-  if (parts.size() == 1 && name.engine != "cudnn") {
-    return Unexpected(BadName(text, "names no plan: only 'cudnn' alone stands for the best one"));
+  const bool deferred = name.engine == "cudnn" || name.engine == "auto";
+  if (parts.size() == 1 && !deferred) {
+    return Unexpected(BadName(
+        text, "names no plan: only 'cudnn' alone, or 'auto' for all engines, leaves it open"));
+  }
+  if (parts.size() > 1 && name.engine == "auto") {
+    return Unexpected(BadName(text, "names a plan of no engine"));
   }
   if (parts.size() >= 2) {
     name.index = ParseInt(parts[1]);

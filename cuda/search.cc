@@ -39,9 +39,9 @@ ErrorOr<double> Time(Tuner& tuner, const PlanName& name) {
   return best;
 }
 
-ErrorOr<PlanPtr> BestSuggestion(const Problem& problem, int device) {
+ErrorOr<PlanPtr> BestSuggestion(const Problem& problem, bool cudnn_only, int device) {
   JQ_ASSIGN_OR_UNEXPECTED(const auto tuner, Tuner::Create(problem, device));
-  JQ_ASSIGN_OR_UNEXPECTED(const auto names, tuner->Suggestions());
+  JQ_ASSIGN_OR_UNEXPECTED(const auto names, tuner->Suggestions(cudnn_only));
   const std::vector<Error> errors = tuner->Build(names);
   std::vector<PlanName> built;
   std::string reasons;
@@ -77,16 +77,17 @@ ErrorOr<PlanPtr> BestSuggestion(const Problem& problem, int device) {
 }
 
 // BestSuggestion, remembered on disk by its name.
-ErrorOr<PlanPtr> BestSuggestionOnce(const Problem& problem, int device) {
+ErrorOr<PlanPtr> BestSuggestionOnce(const Problem& problem, bool cudnn_only, int device) {
   JQ_ASSIGN_OR_UNEXPECTED(const std::string versions, EngineVersions(problem));
   JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
-  const std::string key = StrCat(problem.text, " | ", info.name, " | ", versions);
+  const std::string key =
+      StrCat(problem.text, " | ", info.name, " | ", versions, cudnn_only ? " | only cudnn" : "");
   if (const auto kept = ReadCache("suggested", key)) {
     if (const auto name = PlanName::Parse(*kept); name.has_value() && !name->deferred()) {
       if (auto plan = BuildVerified(problem, *name, device); plan.has_value()) return plan;
     }
   }
-  auto plan = BestSuggestion(problem, device);
+  auto plan = BestSuggestion(problem, cudnn_only, device);
   if (plan.has_value()) WriteCache("suggested", key, (*plan)->name().ToString());
   return plan;
 }
@@ -108,7 +109,8 @@ ErrorOr<PlanPtr> ResolvePlan(const Problem& problem, const PlanName& name, bool 
       auto plan = BuildVerified(problem, name, device);
       if (plan.has_value() || pinned) return plan;
     }
-    return BestSuggestionOnce(problem, device);
+    // Where cuDNN was asked for, no other engine takes its place.
+    return BestSuggestionOnce(problem, name.engine == "cudnn", device);
   });
 }
 

@@ -17,11 +17,12 @@ constexpr char kExact[] = "exact";
 using Ask = ErrorOr<std::vector<PlanName>> (Engine::*)(const Problem&, int) const;
 
 // What the engines answer, each plan once: heuristics and their fallback may offer one twice.
-ErrorOr<std::vector<PlanName>> AskEngines(Ask ask, const Problem& problem, int device) {
+ErrorOr<std::vector<PlanName>> AskEngines(Ask ask, const Problem& problem, int device,
+                                          bool cudnn_only = false) {
   JQ_ASSIGN_OR_UNEXPECTED(const ScopedDevice scope, ScopedDevice::Enter(device));
   std::vector<PlanName> names;
   std::set<std::string> seen;
-  for (const Engine* engine : EnginesFor(problem)) {
+  for (const Engine* engine : EnginesFor(problem, cudnn_only)) {
     JQ_ASSIGN_OR_UNEXPECTED(const auto more, (engine->*ask)(problem, device));
     for (const PlanName& name : more) {
       if (seen.insert(name.ToString()).second) names.push_back(name);
@@ -44,8 +45,8 @@ Tuner::~Tuner() {
   plans_.clear();
 }
 
-ErrorOr<std::vector<PlanName>> Tuner::Suggestions() const {
-  return AskEngines(&Engine::Suggestions, problem_, device_);
+ErrorOr<std::vector<PlanName>> Tuner::Suggestions(bool cudnn_only) const {
+  return AskEngines(&Engine::Suggestions, problem_, device_, cudnn_only);
 }
 
 ErrorOr<std::vector<PlanName>> Tuner::Configurations() const {

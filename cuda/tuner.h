@@ -26,7 +26,7 @@ class Tuner {
   static ErrorOr<std::unique_ptr<Tuner>> Create(const Problem& problem, int device);
 
   // What the problem's engines suggest, best guess first.
-  ErrorOr<std::vector<PlanName>> Suggestions() const;
+  ErrorOr<std::vector<PlanName>> Suggestions(bool cudnn_only = false) const;
 
   // The suggestions, then all other configurations.
   ErrorOr<std::vector<PlanName>> Configurations() const;

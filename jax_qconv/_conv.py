@@ -75,8 +75,8 @@ def qconv(
         activation: ``"relu"``, ``"relu6"``, ``"silu"`` and so on, an `Activation`, or None.
         slopes: ``[K; float32]`` of ``"prelu"``.
         implementation: ``"cudnn"`` or ``"reference"``, which is then used or refused; None
-            means on CUDA cuDNN, and for depthwise convolutions a kernel of this package; elsewhere
-            the reference.
+            means on CUDA cuDNN or a kernel of this package, whichever is faster, and elsewhere the
+            reference.
         plan: name of the plan to use or refuse, such as ``"cudnn:4:cfg=26"``; None chooses.
         autotune: how the plan is chosen when the call is compiled for a local GPU: ``"cached"``
             takes one that was tuned before, here or by the authors of this package, else what a

@@ -69,7 +69,7 @@ def info() -> Info:
     built = {} if _native._ext is None else _native._ext.versions()
     libraries: dict[str, Any] = {} if ext is None else ext.libraries()
     if reason is None:
-        # Kernels of both engines are compiled where they run.
+        # Kernels of all engines are compiled where they run.
         reason = libraries["nvrtc_error"] or libraries["driver_error"]
         reason = reason or _no_gpu(devices, no_cuda)
     error = _native.import_error
@@ -86,6 +86,7 @@ def info() -> Info:
         engines={
             "cudnn": libraries.get("cudnn_error") or reason or "usable",
             "depthwise": reason or "usable",
+            "pointwise": reason or "usable",
             "reference": "usable",
         },
         import_error=None if error is None else "".join(traceback.format_exception(error)),

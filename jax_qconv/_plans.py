@@ -16,8 +16,11 @@ from jax_qconv._spec import is_int
 AUTOTUNE = ("cached", "on", "off")
 """What may be looked up and tuned when a call is lowered; see `plan_for`."""
 
-DEFERRED = "cudnn"
+DEFERRED = "auto"
 """Plan name of a call that is lowered without a choice: each device makes its own."""
+
+CUDNN = "cudnn"
+"""The same, among cuDNN's plans only."""
 
 
 # JAX's caches of traced and compiled functions tell its values apart.
@@ -57,22 +60,23 @@ def target(
     return _target(_plan_store.Target(gpu, int(compute_capability), cudnn))
 
 
-def plan_for(problem: Problem, plan: str | None, autotune: str) -> str:
-    """The name of the plan to write into the call.
+def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: bool = False) -> str:
+    """The name of the plan to write into the call; with ``cudnn_only`` one of cuDNN's.
 
     In order: the plan named by the caller; for the GPU of `target` or else the local one, unless
     ``autotune`` is ``"off"``, a stored plan (the user's, or the package's table); with ``"on"``,
     the best of a search made now, on a local GPU; what the model of the hardware picks;
-    `DEFERRED`, cuDNN's own suggestions tried where the call first runs. All but the caller's are
+    `DEFERRED`, what engines suggest, tried where the call first runs. All but the caller's are
     verified before they run, and replaced if they aren't exact.
     """
     if plan is not None:
         return _native.extension().parse_plan(plan)
+    deferred = CUDNN if cudnn_only else DEFERRED
     device, on = None, _target.value
     if on is None:
         device = local_gpu()
         if device is None:
-            return DEFERRED
+            return deferred
         on = target_of(device)
     # All processes must lower the same program: stores and timings would make them differ.
     alone = jax.process_count() == 1
@@ -80,11 +84,13 @@ def plan_for(problem: Problem, plan: str | None, autotune: str) -> str:
     if autotune != "off":
         find = _plan_store.find if alone else _plan_store.find_shipped
         found = find(str(problem), on)
+    best = None if found is None else found.plan
     if autotune == "on" and alone and device is not None and not (found and found.exact):
-        return _tune(problem, device)
-    if found is not None:
-        return found.plan
-    return next(iter(_plan_model.rank(problem, on.compute_capability)), DEFERRED)
+        best = _tune(problem, device)
+    if best is not None and not (cudnn_only and not best.startswith(CUDNN)):
+        return best
+    # The model knows cuDNN's plans only.
+    return next(iter(_plan_model.rank(problem, on.compute_capability)), deferred)
 
 
 def local_gpu() -> int | None:

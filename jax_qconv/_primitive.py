@@ -133,7 +133,7 @@ def _lower_cuda(
         *operands,
         schema=np.int64(_native.SCHEMA),
         problem=str(problem),
-        plan=_plans.plan_for(problem, plan, autotune),
+        plan=_plans.plan_for(problem, plan, autotune, cudnn_only=implementation == "cudnn"),
         # A plan named by the caller is used or refused; one found by us may be replaced.
         pinned=plan is not None,
     )

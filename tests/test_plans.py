@@ -244,7 +244,7 @@ def lowered_calls(*options):
     ("gpus", "plan", "written", "pinned"),
     [
         (1, None, STORED, "false"),
-        (0, None, "cudnn", "false"),
+        (0, None, "auto", "false"),
         (1, "cudnn:4", "cudnn:4", "true"),
         (0, "cudnn:4", "cudnn:4", "true"),
     ],
@@ -258,6 +258,18 @@ def test_the_plan_is_written_into_the_lowered_call(gpu, monkeypatch, gpus, plan,
     assert f'plan = "{written}"' in call
     assert f"pinned = {pinned}" in call
     assert f'problem = "{problem()}"' in call
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("stored", [STORED, "pointwise:0:rows=64,cols=64,run=1"])
+def test_where_cudnn_is_named_the_plan_is_one_of_its_own(gpu, monkeypatch, gpus, stored):
+    if not gpus:
+        monkeypatch.setattr(_plans, "local_gpu", lambda: None)
+    store(problem(), stored)
+    free, cudnn = lowered_calls({}, {"implementation": "cudnn"})
+    written = {STORED: STORED}.get(stored, MODELLED) if gpus else "cudnn"
+    assert f'plan = "{written}"' in cudnn
+    assert f'plan = "{stored if gpus else "auto"}"' in free
 
 
 def test_calls_of_a_program_that_differ_in_autotune_get_each_its_plan(gpu):

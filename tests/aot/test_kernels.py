@@ -100,10 +100,52 @@ def test_a_memory_bound_kernel_leaves_room_for_many_threads():
     assert usage(TILED["large"], best, NET)["registers"] <= 96
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+def pointwise(c: int, k: int, *, size=28, n=32, **fields) -> str:
+    fields = {"out_dtype": "int8", "activation": "relu"} | fields
+    return str(
+        Problem.make(
+            x_shape=(n, size, size, c),
+            w_shape=(k, 1, 1, c),
+            strides=(1, 1),
+            padding="VALID",
+            dilation=(1, 1),
+            groups=1,
+            **fields,
+        )
+    )
+
+
+POINTWISE = {
+    "64": pointwise(64, 64),
+    "expansion": pointwise(64, 256, size=56, residual=True),
+    "long": pointwise(512, 256, residual=True, residual_zero_point=True, activation_first=True),
+    "zero-point": pointwise(32, 192, offset="channel", activation="prelu"),
+    "hard-swish": pointwise(96, 128, activation="hard_swish", requantize=True),
+    "leaky": pointwise(128, 512, activation="leaky_relu", slope=0.1, residual=True),
+}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_products_spill_nothing_and_leave_room_for_two_blocks(name):
+    plans = _native.extension().own_plans(POINTWISE[name])
+    assert len(plans) >= 2
+    for plan in plans[:3]:
+        found = usage(POINTWISE[name], plan, NET)
+        assert found["frame"] == 0, plan
+        threads = _native.extension().own_kernel(POINTWISE[name], plan)["threads"]
+        assert found["registers"] * threads <= 2**15, plan
+
+
+@pytest.mark.parametrize("compute_capability", [c for c in ARCHITECTURES if c != NET])
+def test_products_spill_nothing_anywhere(compute_capability):
+    best = _native.extension().own_plans(POINTWISE["expansion"])[0]
+    assert usage(POINTWISE["expansion"], best, compute_capability)["frame"] == 0
+
+
+@pytest.mark.parametrize("name", PROBLEMS | POINTWISE)
 def test_plan_names_are_spelled_as_they_are_parsed(name):
     extension = _native.extension()
-    plans = extension.own_plans(PROBLEMS[name])
+    plans = extension.own_plans((PROBLEMS | POINTWISE)[name])
     assert [extension.parse_plan(plan) for plan in plans] == plans
     assert len(set(plans)) == len(plans)
 
@@ -116,13 +158,19 @@ DENSE += "activation=none slope=0.0 residual=0"
     ("problem", "plan", "message"),
     [
         (DENSE, "depthwise:1", "its groups aren't of one input channel each"),
+        (DENSE, "pointwise:0:rows=64,cols=64,run=1", "1x1 convolutions to int8"),
+        (POINTWISE["64"], "pointwise:0:rows=64,cols=64", "run at least 1"),
+        (POINTWISE["64"], "pointwise:0:rows=48,cols=64,run=1", "rows must be a multiple of 32"),
+        (POINTWISE["64"], "pointwise:0:rows=64,cols=128,run=1", "divide the 64 output channels"),
+        (POINTWISE["64"], "pointwise:1:rows=64,cols=64,run=1", "there is pointwise:0"),
+        (POINTWISE["long"], "pointwise:0:rows=256,cols=256,run=1", "too large for shared memory"),
         (TILED["3x3"], "depthwise:0", "needs both rows= and cols="),
         (TILED["3x3"], "depthwise:0:rows=0,cols=1", "must be from 1 to"),
         (TILED["3x3"], "depthwise:0:rows=7,cols=56", "too large for the registers"),
         (TILED["3x3"], "depthwise:2", "there are depthwise:0:rows="),
         (TILED["3x3"], "depthwise:1:rows=4", "there are depthwise:0:rows="),
         (TILED["3x3"], "depthwise:0:cfg=4", "the knob 'cfg=4' that can't be read"),
-        (TILED["3x3"], "depthwise", "only 'cudnn' alone stands for the best one"),
+        (TILED["3x3"], "depthwise", "only 'cudnn' alone, or 'auto'"),
         (TILED["3x3"], "cudnn:4", "isn't one of an engine with own kernels"),
         (GENERAL["3-D"], "depthwise:0:rows=4,cols=4", "tiles are for two axes"),
         (GENERAL["multiplier"], "depthwise:0:rows=4,cols=4", "one output for each input channel"),

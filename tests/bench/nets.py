@@ -21,9 +21,10 @@ ms is the wall clock around {CALLS} forward passes, dispatched one after another
 over their number: the least of {REPEATS} repeats, which take turns with those of the other systems
 of a group; ms_median is their median, ms_spread what lies between the least and the most over it.
 int8_ms is that of int8 in the same group, which speedup_of_int8 compares with. host_us is the time
-until such a call returns. With _graph, JAX's convolutions are put into CUDA graphs too, which XLA
-leaves out by default. exact: at batch 2 all outputs are bit for bit those of
-implementation='reference'."""
+until such a call returns. With _constants, the weights are constants of the program, as for
+serving, not arguments, of which each costs the host time. With _graph, JAX's convolutions are put
+into CUDA graphs too, which XLA leaves out by default. exact: at batch 2 all outputs are bit for bit
+those of implementation='reference'."""
 
 Systems = dict[str, Callable[[int], Any]]
 """How each is made for a batch size, those that matter most first."""
@@ -39,8 +40,11 @@ class Net:
         *,
         graph: str | None = None,
         options: dict[str, Any] | None = None,
+        constants: bool = False,
     ) -> None:
         run, params = net
+        if constants:
+            run, params = (lambda _, x, run=run, params=params: run(params, x)), None
         options = dict(options or {})
         if graph is not None:
             options["xla_gpu_enable_command_buffer"] = graph

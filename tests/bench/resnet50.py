@@ -36,14 +36,13 @@ def exact(batch: int) -> bool:
     return nets.exact(resnet50_jax.int8_net(), images(batch))
 
 
-def _int8(batch: int, *, graph: str | None) -> Net:
-    return Net(resnet50_jax.int8_net(), images(batch), graph=graph)
+def _int8(batch: int, *, graph: str | None, constants: bool = False) -> Net:
+    return Net(resnet50_jax.int8_net(), images(batch), graph=graph, constants=constants)
 
 
-def _bf16(batch: int, *, blocks: bool, graph: str | None) -> Net:
-    return Net(
-        resnet50_jax.bf16_net(blocks=blocks), images(batch).astype(jnp.bfloat16), graph=graph
-    )
+def _bf16(batch: int, *, blocks: bool, graph: str | None, constants: bool = False) -> Net:
+    net, x = resnet50_jax.bf16_net(blocks=blocks), images(batch).astype(jnp.bfloat16)
+    return Net(net, x, graph=graph, constants=constants)
 
 
 def _xla_int8(batch: int, *, fused: bool) -> Net:
@@ -58,10 +57,12 @@ def _qwix(batch: int) -> Net:
 
 NETS: nets.Systems = {
     "int8": lambda n: _int8(n, graph=None),
+    "int8_constants": lambda n: _int8(n, graph=None, constants=True),
     "bf16": lambda n: _bf16(n, blocks=False, graph=None),
     "bf16_graph": lambda n: _bf16(n, blocks=False, graph=GRAPH),
     "bf16_blocks": lambda n: _bf16(n, blocks=True, graph=None),
     "bf16_blocks_graph": lambda n: _bf16(n, blocks=True, graph=GRAPH),
+    "bf16_blocks_graph_constants": lambda n: _bf16(n, blocks=True, graph=GRAPH, constants=True),
     "seed": lambda n: resnet50_torch.seed(n),
     "torch_bf16_graph": lambda n: resnet50_torch.bf16(n, graph=True),
     "torch_bf16": lambda n: resnet50_torch.bf16(n, graph=False),
@@ -74,7 +75,7 @@ NETS: nets.Systems = {
 """The systems, the ones that matter most first. int8's calls are put into CUDA graphs by default.
 The seed is PyTorch's quantized::conv2d, in eager mode, which is all it has."""
 
-CORE = tuple(NETS)[:6]
+CORE = tuple(NETS)[:8]
 """Timed by turns, all of them."""
 
 

@@ -87,7 +87,8 @@ layers() {
 
 resnet50() {
   bench resnet50 --batch 128 1 --out "$out" \
-    --systems int8 bf16 bf16_graph bf16_blocks bf16_blocks_graph seed
+    --systems int8 int8_constants bf16 bf16_graph bf16_blocks bf16_blocks_graph \
+    bf16_blocks_graph_constants seed
 }
 
 startup() {

@@ -29,6 +29,31 @@ inline thread_local Index blockIdx, threadIdx, blockDim, gridDim;
 inline std::barrier<>* block_barrier = nullptr;
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 
+// A product of the matrix units: every thread of a warp lays down its part and takes up its own.
+inline void multiply(int (&d)[4], const int (&a)[4], const int (&b)[2]) {
+  static int all_a[1024][4], all_b[1024][2];
+  std::copy(a, a + 4, all_a[threadIdx.x]);
+  std::copy(b, b + 2, all_b[threadIdx.x]);
+  __syncthreads();
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x - lane;
+  const auto byte = [](int word, int at) { return static_cast<signed char>(word >> 8 * at); };
+  for (int i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
+    for (int term = 0; term < 32; ++term) {
+      const unsigned part = term % 16 / 4;
+      const int left = all_a[warp + row % 8 * 4 + part][row / 8 + term / 16 * 2];
+      d[i] += byte(left, term % 4) * byte(all_b[warp + col * 4 + part][term / 16], term % 4);
+    }
+  }
+  __syncthreads();
+}
+inline void copy16(void* to, const void* from) {
+  std::copy_n(static_cast<const char*>(from), 16, static_cast<char*>(to));
+}
+inline void end_group() {}
+template <int kLeft>
+void await_groups() {}
+
 struct alignas(8) int2 {
   int x, y;
 };

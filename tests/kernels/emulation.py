@@ -43,7 +43,7 @@ class Emulated:
         self._add_run(space, f"{kernel['function']}(*o)")
         self.kernels[str(problem), plan] = (
             f"run_{len(self.kernels)}", kernel["blocks"], 1, kernel["threads"],
-            "kStaged = true" in kernel["source"],
+            "__syncthreads" in kernel["source"] and "kStaged = false" not in kernel["source"],
         )  # fmt: skip
 
     def add_checker(self, problem: Problem) -> None:

@@ -1,0 +1,230 @@
+// 1x1 convolution of int8 to int8: a matrix product of few terms, whose time is that of its bytes.
+//
+// Bytes first. 64 -> 256 channels with a residual moves 9 bytes for 4 outputs, and sums 64 products
+// for each: at 3 TB/s an SM has 13 bytes in a clock, 6 outputs, 370 products, of which its matrix
+// units could do ten times as many. So what counts is that loads, arithmetic and stores overlap,
+// and that each output costs few instructions: 128 in a clock leave 20.
+//
+// A block has kCols output channels, whose weights stay in shared memory, and walks down kRun tiles
+// of kRows pixels. While it works on one, the inputs and residuals of the next are on their way
+// into the other half of its buffers (cp.async). A warp computes 32 pixels by 64 channels with
+// m16n8k32 products. Outputs take the places of the residuals that they were made from, and leave
+// from there in rows of whole sectors. Rows in shared memory are 16 bytes longer than they need to
+// be: then eight of them, read or written side by side, have banks of their own.
+//
+// The blocks of all channels of a tile run at the same time, so that its inputs come from memory
+// once.
+
+namespace jax_qconv {
+
+// Constants that the host writes before this source: kParams, the convolution; kRows, kCols, kRun
+// of a block; kThreads and kSharedBytes, which follow from them.
+constexpr int kTerms = kParams.c;
+constexpr int kTermsStride = kTerms + 16, kColsStride = kCols + 16;
+constexpr int kPixels = kParams.n * kParams.out_size[0] * kParams.out_size[1] * kParams.out_size[2];
+constexpr int kWarpRows = 32, kWarpCols = 64;
+constexpr int kDown = kWarpRows / 16, kAcross = kWarpCols / 8;  // products of a warp's tile
+
+// What a block keeps in shared memory, as byte offsets.
+constexpr int kWeights = 0;
+constexpr int kInputs = kWeights + kCols * kTermsStride;
+constexpr int kResiduals = kInputs + 2 * kRows * kTermsStride;
+constexpr int kChannels = kResiduals + 2 * kRows * kColsStride;  // z, m, b, slopes
+static_assert(kChannels + 4 * kCols * 4 == kSharedBytes, "the host computes the same");
+
+#ifdef __CUDA_ARCH__
+extern __shared__ int4 shared_words[];
+
+// d += a * b for 16 x 32 and 32 x 8 bytes; each thread has a part of each.
+__device__ void multiply(int (&d)[4], const int (&a)[4], const int (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// 16 bytes into shared memory, without waiting for them.
+__device__ void copy16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+__device__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all groups but the last `kLeft` are there.
+template <int kLeft>
+__device__ void await_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+#else
+__shared__ int4 shared_words[kSharedBytes / 16];
+#endif
+
+__device__ signed char* shared_bytes() { return reinterpret_cast<signed char*>(shared_words); }
+
+// Rows of `kBytes` bytes from memory, `stride` apart, into rows `kStride` apart.
+template <int kBytes, int kStride>
+__device__ void copy_rows(signed char* to, const signed char* from, long long stride, int first,
+                          int count, int end) {
+  constexpr int kChunks = kBytes / 16;
+  for (int i = threadIdx.x; i < count * kChunks; i += kThreads) {
+    const int row = i / kChunks, chunk = i % kChunks * 16;
+    // Beyond the last row: that one again, whose outputs aren't stored.
+    const long long at = min(first + row, end - 1);
+    copy16(to + row * kStride + chunk, from + at * stride + chunk);
+  }
+}
+
+__device__ void copy_tile(const Operands& o, int tile, int channel) {
+  const int half = tile % 2, row = tile * kRows;
+  copy_rows<kTerms, kTermsStride>(shared_bytes() + kInputs + half * kRows * kTermsStride,
+                                  static_cast<const signed char*>(o.x), kTerms, row, kRows,
+                                  kPixels);
+  if (kParams.residual) {
+    copy_rows<kCols, kColsStride>(shared_bytes() + kResiduals + half * kRows * kColsStride,
+                                  static_cast<const signed char*>(o.r) + channel, kParams.k, row,
+                                  kRows, kPixels);
+  }
+}
+
+// What all tiles of a block need: per-channel constants in shared memory.
+__device__ void load_channels(const Operands& o, int channel) {
+  int* const words = reinterpret_cast<int*>(shared_bytes() + kChannels);
+  for (int i = threadIdx.x; i < kCols; i += kThreads) {
+    if (kParams.offset == kPerChannel) words[i] = static_cast<const int*>(o.z)[channel + i];
+    words[kCols + i] = static_cast<const int*>(o.m)[channel + i];
+    words[2 * kCols + i] = static_cast<const int*>(o.b)[channel + i];
+    if (kParams.activation == kPrelu) {
+      words[3 * kCols + i] = static_cast<const int*>(o.slopes)[channel + i];
+    }
+  }
+}
+
+struct Scalars {
+  float m_r, z_r, lower, upper, m_y, b_y;
+};
+
+__device__ Scalars load_scalars(const Operands& o) {
+  Scalars to = {};
+  if (kParams.residual) to.m_r = scalar(o.m_r);
+  if (kParams.residual_zero_point) to.z_r = scalar(o.z_r);
+  if (kParams.activation == kClip) to.lower = scalar(o.lower), to.upper = scalar(o.upper);
+  if (kParams.requantize) to.m_y = scalar(o.m_y), to.b_y = scalar(o.b_y);
+  return to;
+}
+
+// Sums of 32 pixels by 64 channels; thread 4 i + j has channels 2 j and 2 j + 1 of pixels i and
+// i + 8 of each product.
+__device__ void sum_up(int (&sums)[kDown][kAcross][4], const signed char* x, const signed char* w) {
+  const int lane = threadIdx.x % 32, at = lane / 4 * kTermsStride + lane % 4 * 4;
+#pragma unroll
+  for (int term = 0; term < kTerms; term += 32) {
+    int a[kDown][4], b[kAcross][2];
+#pragma unroll
+    for (int i = 0; i < kDown * 4; ++i) {
+      const int row = i / 4 * 16 + i % 2 * 8, byte = term + i % 4 / 2 * 16;
+      a[i / 4][i % 4] = *reinterpret_cast<const int*>(x + at + row * kTermsStride + byte);
+    }
+#pragma unroll
+    for (int i = 0; i < kAcross * 2; ++i) {
+      const int row = i / 2 * 8, byte = term + i % 2 * 16;
+      b[i / 2][i % 2] = *reinterpret_cast<const int*>(w + at + row * kTermsStride + byte);
+    }
+#pragma unroll
+    for (int i = 0; i < kDown * kAcross; ++i) {
+      multiply(sums[i / kAcross][i % kAcross], a[i / kAcross], b[i % kAcross]);
+    }
+  }
+}
+
+// Outputs in the places of their residuals. `channel` is the first of the thread in its block.
+__device__ void finish_tile(const Scalars& own, const int (&sums)[kDown][kAcross][4],
+                            signed char* places, int channel) {
+  const float* const constants = reinterpret_cast<const float*>(shared_bytes() + kChannels);
+#pragma unroll
+  for (int across = 0; across < kAcross; ++across) {
+    const int at = channel + across * 8;
+    float m[2], b[2], slopes[2] = {};
+    for (int i = 0; i < 2; ++i) {
+      m[i] = constants[kCols + at + i], b[i] = constants[2 * kCols + at + i];
+      if (kParams.activation == kPrelu) slopes[i] = constants[3 * kCols + at + i];
+    }
+#pragma unroll
+    for (int down = 0; down < kDown; ++down) {
+      signed char* const upper = places + down * 16 * kColsStride + across * 8;
+      signed char* const lower = upper + 8 * kColsStride;
+      signed char r[4] = {};
+      if (kParams.residual) {
+        const short pairs[] = {*reinterpret_cast<short*>(upper), *reinterpret_cast<short*>(lower)};
+        for (int i = 0; i < 4; ++i) r[i] = static_cast<signed char>(pairs[i / 2] >> 8 * (i % 2));
+      }
+      // The epilogue of all kernels, reading registers.
+      Operands near;
+      near.m = m, near.b = b, near.slopes = slopes, near.r = r;
+      near.m_r = &own.m_r, near.z_r = &own.z_r, near.lower = &own.lower, near.upper = &own.upper;
+      near.m_y = &own.m_y, near.b_y = &own.b_y;
+      float y[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        y[i] = epilogue<float>(kParams, near, sums[down][across][i], i % 2, i);
+      }
+      const int word = pack_int8(y);
+      *reinterpret_cast<short*>(upper) = static_cast<short>(word);
+      *reinterpret_cast<short*>(lower) = static_cast<short>(word >> 16);
+    }
+  }
+}
+
+__device__ void store_tile(const Operands& o, int tile, int channel, const signed char* from) {
+  constexpr int kChunks = kCols / 16;
+  signed char* const out = static_cast<signed char*>(o.out) + channel;
+  for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+    const int row = i / kChunks, chunk = i % kChunks * 16;
+    const long long pixel = tile * kRows + row;
+    if (pixel >= kPixels) break;
+    *reinterpret_cast<int4*>(out + pixel * kParams.k + chunk) =
+        *reinterpret_cast<const int4*>(from + row * kColsStride + chunk);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
+  constexpr int kTiles = (kPixels + kRows - 1) / kRows, kParts = kParams.k / kCols;
+  const int channel = blockIdx.x % kParts * kCols;
+  const int first = static_cast<int>(blockIdx.x / kParts) * kRun;
+  const int end = min(first + kRun, kTiles);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int row = warp / (kCols / kWarpCols) * kWarpRows;
+  const int col = warp % (kCols / kWarpCols) * kWarpCols;
+
+  copy_rows<kTerms, kTermsStride>(shared_bytes() + kWeights, static_cast<const signed char*>(o.w),
+                                  kTerms, channel, kCols, kParams.k);
+  copy_tile(o, first, channel);
+  end_group();
+  load_channels(o, channel);
+  const Scalars own = load_scalars(o);
+  const signed char* const w = shared_bytes() + kWeights + col * kTermsStride;
+  const int* const z = reinterpret_cast<const int*>(shared_bytes() + kChannels);
+
+  for (int tile = first; tile < end; ++tile) {
+    if (tile + 1 < end) copy_tile(o, tile + 1, channel);
+    end_group();  // maybe of nothing
+    await_groups<1>();
+    __syncthreads();
+    int sums[kDown][kAcross][4];
+#pragma unroll
+    for (int i = 0; i < kDown * kAcross * 4; ++i) {
+      const int own_col = col + i / 4 % kAcross * 8 + lane % 4 * 2 + i % 2;
+      sums[i / 4 / kAcross][i / 4 % kAcross][i % 4] =
+          kParams.offset == kPerChannel ? z[own_col] : 0;
+    }
+    const int half = tile % 2;
+    sum_up(sums, shared_bytes() + kInputs + (half * kRows + row) * kTermsStride, w);
+    signed char* const places = shared_bytes() + kResiduals + half * kRows * kColsStride;
+    finish_tile(own, sums, places + (row + lane / 4) * kColsStride + col + lane % 4 * 2,
+                col + lane % 4 * 2);
+    __syncthreads();
+    store_tile(o, tile, channel, places);
+    __syncthreads();
+  }
+}
+
+}  // namespace jax_qconv
