@@ -95,5 +95,5 @@ def test_a_call_lowered_without_a_gpu_finds_its_plan_when_it_runs(account, monke
 
 def test_a_plan_found_elsewhere_that_does_not_exist_here_is_replaced(account, monkeypatch):
     case = Case(GEOMETRY, activation="clip")
-    monkeypatch.setattr(_plans, "plan_for", lambda *_: "cudnn:4:cfg=9999")
+    monkeypatch.setattr(_plans, "plan_for", lambda *_, **__: "cudnn:4:cfg=9999")
     account.same(case.run(jit=True), case.expected())
