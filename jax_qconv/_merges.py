@@ -61,7 +61,7 @@ def line(times: Times) -> str:
         best = next(iter(times.us))
         verdict = f"{case.argument}={best} is {times.gain:.2f} times as fast as the rule's"
     elif case.by_rule not in times.us:
-        verdict = "the rule's can't be told"
+        verdict = "the rule's has no plan to compare with"
     return f"{case.name}: {case.argument}={', '.join(found)}; {verdict}"
 
 
