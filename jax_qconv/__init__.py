@@ -9,6 +9,7 @@ from jax_qconv._conv import qconv
 from jax_qconv._elementwise import qadd, qmul
 from jax_qconv._info import Info, info
 from jax_qconv._linear import prepack_linear, qlinear
+from jax_qconv._merges import tune_merges
 from jax_qconv._native import EngineUnavailableError
 from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import PackedConv
@@ -62,6 +63,7 @@ __all__ = [
     "requantize",
     "target",
     "tune",
+    "tune_merges",
     "unpack",
 ]
 

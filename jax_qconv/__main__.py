@@ -35,6 +35,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also with other numbers of stored channels, and tell where pad_to= would pay",
     )
+    tune.add_argument(
+        "--merges",
+        action="store_true",
+        help="also with other numbers of merged groups, and tell where merge_groups= would pay",
+    )
     tune.add_argument("--again", action="store_true", help="also what has been tuned")
     tune.add_argument("--workers", type=int, help="processes (half of the cores, at most 8)")
 

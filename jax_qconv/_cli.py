@@ -6,19 +6,20 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from jax_qconv import _paddings, _plan_store, _plans, _tune
+from jax_qconv import _choices, _merges, _paddings, _plan_store, _plans, _tune
+from jax_qconv._choices import Case, Times
 from jax_qconv._networks import NETWORKS
 from jax_qconv._plan_store import Entry
+from jax_qconv._tuning import Tuned
 
 
 def tune(args: argparse.Namespace) -> str | None:
     """Tune networks; a complaint if some problem has no plan."""
     layers = dict.fromkeys(layer for name in args.model for layer in NETWORKS[name])
-    if args.paddings:
-        problems = _paddings.problems(layers, args.batch)
-    else:
-        found = (_tune.layer_problem(layer, n) for layer in layers for n in args.batch)
-        problems = list(dict.fromkeys(found))
+    paddings = _paddings.cases(layers, args.batch) if args.paddings else []
+    merges = _merges.cases(layers, args.batch) if args.merges else []
+    by_rule = (_tune.layer_problem(layer, n) for layer in layers for n in args.batch)
+    problems = list(dict.fromkeys([*by_rule, *_choices.problems([*paddings, *merges])]))
     results = _tune.tune_all(
         problems,
         candidates=args.candidates,
@@ -29,12 +30,21 @@ def tune(args: argparse.Namespace) -> str | None:
     entries = [result.entry for result in results if result.entry is not None]
     print(f"{len(entries)} tuned now, {len(problems) - len(results)} known before.")
     if args.paddings:
-        target = _plans.local_target()
-        us = {e.problem: e.us for e in _plan_store.entries() if e.target == target}
-        lines = list(map(str, _paddings.better(layers, args.batch, us)))
+        lines = [_paddings.line(times) for times in _times(paddings, results) if times.pays]
         print("\n".join(lines) or "No padding is faster than the rule's.")
+    if args.merges:
+        lines = [_merges.line(times) for times in _times(merges, results)]
+        print("\n".join(lines) or "No layer has groups to merge.")
     failed = [f"{r.problem}: {r.error}" for r in results if r.entry is None]
     return "no plan for " + "\n".join(failed) if failed else None
+
+
+def _times(cases: list[Case], results: list[Tuned]) -> list[Times]:
+    """What is known here after tuning."""
+    target = _plans.local_target()
+    assert target is not None  # else there was nothing to tune on
+    us = _choices.known_us(target, results)
+    return [Times.of(case, us) for case in cases]
 
 
 def list_plans(args: argparse.Namespace) -> str | None:

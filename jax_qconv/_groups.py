@@ -27,15 +27,17 @@ def merge_by_rule(channels: int, out_channels: int, groups: int) -> int:
         return 1
     if max(channels, out_channels) <= DENSE_CHANNELS:
         return groups
-    suited = [
-        merge
-        for merge in range(1, groups + 1)
-        if why_not(channels, out_channels, groups, merge) is None
-    ]
+    suited = allowed_merges(channels, out_channels, groups)
     width = min(channels, out_channels) // groups
     wide = [m for m in suited if BLOCK_CHANNELS <= width * m <= DENSE_CHANNELS]
     narrow = [m for m in suited if width * m < BLOCK_CHANNELS]
     return min(wide) if wide else max(narrow) if narrow else min(suited)
+
+
+def allowed_merges(channels: int, out_channels: int, groups: int) -> list[int]:
+    """How many groups can be merged, in order; 1 is none."""
+    counts = range(1, groups + 1)
+    return [n for n in counts if why_not(channels, out_channels, groups, n) is None]
 
 
 def why_not(channels: int, out_channels: int, groups: int, merge: int) -> str | None:

@@ -15,6 +15,7 @@ class Layer:
         k: output channels.
         r, s: size of the kernel.
         stride: in both dimensions.
+        groups: feature groups.
         relu: whether a ReLU follows.
         residual: whether a residual is added before it.
         count: how often the network has it.
@@ -27,16 +28,18 @@ class Layer:
     r: int
     s: int
     stride: int = 1
+    groups: int = 1
     relu: bool = True
     residual: bool = False
     count: int = 1
 
     @property
     def name(self) -> str:
-        """C x H x W _ R x S, then K where it isn't C, and the stride where it isn't 1."""
+        """C x H x W _ R x S, then K where it isn't C, the stride and groups where they aren't 1."""
         to = f"_to{self.k}" if self.k != self.c else ""
         by = f"_s{self.stride}" if self.stride != 1 else ""
-        return f"{self.c}x{self.h}x{self.w}_{self.r}x{self.s}{to}{by}"
+        groups = f"_g{self.groups}" if self.groups != 1 else ""
+        return f"{self.c}x{self.h}x{self.w}_{self.r}x{self.s}{to}{by}{groups}"
 
     @property
     def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -84,6 +87,22 @@ def _resnet18() -> Iterator[Layer]:
         yield Layer(k, size, size, k, 3, 3, count=2 if k == 64 else 1)
         yield Layer(k, size, size, k, 3, 3, residual=True, count=2)
         c = k
+
+
+def _resnext50() -> Iterator[Layer]:
+    """32x4d: 32 groups, of 4 channels in the first blocks; the stride is in the 3x3."""
+    yield Layer(3, 224, 224, 64, 7, 7, stride=2)
+    c, size = 64, 56
+    for wide, blocks in ((128, 3), (256, 4), (512, 6), (1024, 3)):
+        for block in range(blocks):
+            stride = 2 if wide > 128 and block == 0 else 1
+            yield Layer(c, size, size, wide, 1, 1)
+            yield Layer(wide, size, size, wide, 3, 3, stride=stride, groups=32)
+            if block == 0:
+                yield Layer(c, size, size, 2 * wide, 1, 1, stride=stride, relu=False)
+            size //= stride
+            yield Layer(wide, size, size, 2 * wide, 1, 1, residual=True)
+            c = 2 * wide
 
 
 def _vgg16() -> Iterator[Layer]:
@@ -164,6 +183,7 @@ NETWORKS: dict[str, tuple[Layer, ...]] = {
     "resnet50": RESNET50,
     # Convolutions alone, as most published times of layers are: no residuals.
     "resnet50_plain": tuple(dataclasses.replace(layer, residual=False) for layer in RESNET50),
+    "resnext50": _distinct(_resnext50()),
     "vgg16": _distinct(_vgg16()),
     "mobilenet_v2": _distinct(_mobilenet_v2()),
     "efficientnet_lite0": _distinct(_efficientnet_lite0()),

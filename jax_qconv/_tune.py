@@ -112,13 +112,20 @@ def _show(out: TextIO, results: list[Tuned], total: int, seconds: float) -> None
           end="" if out.isatty() else "\n", file=out, flush=True)  # fmt: skip
 
 
-def layer_problem(layer: Layer, batch: int, *, pad_to: tuple[int, int] | None = None) -> Problem:
+def layer_problem(
+    layer: Layer,
+    batch: int,
+    *,
+    pad_to: tuple[int, int] | None = None,
+    merge_groups: int | None = None,
+) -> Problem:
     """The problem of a layer as `prepack` and `qconv` make it, int8 to int8.
 
     Args:
         layer: of a network.
         batch: size.
         pad_to: channels to store, (C, K); None for those of the rule.
+        merge_groups: how many groups to store as one; None for as many as by the rule.
     """
 
     def call(x: jax.Array, weight: jax.Array, residual: jax.Array | None) -> jax.Array:
@@ -128,7 +135,9 @@ def layer_problem(layer: Layer, batch: int, *, pad_to: tuple[int, int] | None = 
             layout="OHWI",
             strides=layer.stride,
             padding=layer.padding,
+            groups=layer.groups,
             pad_to=pad_to,
+            merge_groups=merge_groups,
         )
         out = qconv(
             QTensor(x, 1.0),
@@ -141,7 +150,7 @@ def layer_problem(layer: Layer, batch: int, *, pad_to: tuple[int, int] | None = 
         return out.values
 
     x = jax.ShapeDtypeStruct((batch, layer.h, layer.w, layer.c), jnp.int8)
-    weight = jax.ShapeDtypeStruct((layer.k, layer.r, layer.s, layer.c), jnp.int8)
+    weight = jax.ShapeDtypeStruct((layer.k, layer.r, layer.s, layer.c // layer.groups), jnp.int8)
     out = jax.eval_shape(call, x, weight, None)
     residual = jax.ShapeDtypeStruct((*out.shape[:3], layer.k), jnp.int8)
     (problem,) = problems_of(call, x, weight, residual if layer.residual else None)

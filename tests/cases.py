@@ -83,10 +83,11 @@ class Case:
         """A layer of a network as it stands there, with bias."""
         geometry = Geometry(
             (batch, layer.h, layer.w, layer.c),
-            (layer.k, layer.r, layer.s, layer.c),
+            (layer.k, layer.r, layer.s, layer.c // layer.groups),
             (layer.stride, layer.stride),
             padding=layer.padding,
             pads=layer.padding,
+            groups=layer.groups,
         )
         return cls(geometry, residual=layer.residual, activation="relu" if layer.relu else "none")
 

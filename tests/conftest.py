@@ -35,3 +35,30 @@ def default_device():
     """Run on the CPU, also where there is a GPU; GPU tests override this fixture."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         yield
+
+
+@pytest.fixture
+def tuned_to(monkeypatch, tmp_path):
+    """Makes tuning up: of the time of a problem, a function; None for no plan. Lists the tuned."""
+    from jax_qconv import _plan_store, _plans, _tune
+    from jax_qconv._tuning import Tuned
+
+    target = _plan_store.Target("NVIDIA Test GPU", 90, "9.12.0")
+    tuned = []
+
+    def make_up(us_of):
+        def tune_all(problems, **_):
+            for problem in problems:
+                tuned.append(problem)
+                row = {"plan": "cudnn:4", "us": us_of(problem), "rejected": "none is exact"}
+                entry = _plan_store.Entry.of_ranking(str(problem), target, [row], tried="all")
+                if entry is not None:
+                    _plan_store.save(entry)
+                yield Tuned(problem, entry, None if entry else row["rejected"])
+
+        monkeypatch.setattr(_tune, "tune_all", lambda *args, **kwargs: list(tune_all(*args)))
+        return tuned
+
+    monkeypatch.setattr(_plan_store, "root", lambda: tmp_path / "plans")
+    monkeypatch.setattr(_plans, "local_target", lambda: target)
+    return make_up

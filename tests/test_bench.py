@@ -22,6 +22,7 @@ TINY = (
     Layer(4, 6, 5, 8, 3, 3, residual=True),
     Layer(3, 15, 15, 8, 7, 7, stride=2),
     Layer(5, 6, 6, 12, 1, 1, stride=2, relu=False),
+    Layer(8, 6, 6, 16, 3, 3, stride=2, groups=2),
 )
 ALL = ("int8", "bf16", "bf16_without_graph", "bf16_blocks", "xla_int8")
 H200 = roofline.GPUS["NVIDIA H200"]
@@ -235,7 +236,7 @@ def test_the_script_goes_on(script, monkeypatch):
     first = script(f"--batch 1 --layers {TINY[0].name} --systems int8")
     more = script("--batch 1 --systems int8")
     assert more["rows"][0] == first["rows"][0]
-    assert len(more["rows"]) == 3 and len(more["runs"]) == 2
+    assert len(more["rows"]) == len(TINY) and len(more["runs"]) == 2
     # A system more: all of them again, by turns.
     both = script(f"--batch 1 --layers {TINY[0].name} --systems bf16")
     assert both["rows"][1:] == more["rows"][1:]

@@ -17,6 +17,8 @@ from bench.kind_convs import KINDS, Conv
 pytest.importorskip("tqdm")
 from bench import kinds
 
+from jax_qconv import _groups
+
 H200 = roofline.GPUS["NVIDIA H200"]
 NARROW = Conv(12, 7, 12, 3, 2, groups=12, activation="relu6")
 TINY = {
@@ -59,6 +61,14 @@ def test_the_convolutions_are_those_of_the_networks():
     assert outs["64x128x128_3x3_to32_s2_transposed"] == 256
     assert outs["1024x14x14_3x3_s2_g32"] == 7
     assert set(kind_convs.BATCHES) == set(KINDS)
+
+
+def test_the_grouped_ones_are_those_that_resnext50_has():
+    from layers import NETWORKS
+
+    grouped = (layer for layer in NETWORKS["resnext50"] if layer.groups > 1)
+    listed = {conv.name for conv in KINDS["groups"] if conv.groups == 32}
+    assert {layer.name for layer in grouped} == listed
 
 
 def test_the_depthwise_ones_are_those_that_efficientnet_has():
@@ -134,7 +144,7 @@ def test_systems_are_those_that_the_kind_can_have():
     # Every layer has a rival of dense blocks, and all merges of groups can be packed.
     for conv in KINDS["depthwise"]:
         assert "int8_merged" in kind_systems.of_kind("depthwise", conv)
-    assert all(1 in kind_systems.allowed_merges(conv) for conv in KINDS["groups"])
+    assert all(1 in _groups.allowed_merges(conv.c, conv.k, conv.groups) for conv in KINDS["groups"])
 
 
 @pytest.mark.parametrize("conv", TINY["zero_points"])

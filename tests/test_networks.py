@@ -9,6 +9,7 @@ import pytest
 
 from jax_qconv import QTensor, prepack, qconv
 from jax_qconv._collect import problems_of
+from jax_qconv._groups import merge_by_rule
 from jax_qconv._networks import NETWORKS, RESNET50, Layer
 from jax_qconv._spec import padded_channels
 from jax_qconv._tune import layer_problem
@@ -17,6 +18,7 @@ CONVOLUTIONS = {
     "resnet18": 20,
     "resnet50": 53,
     "resnet50_plain": 53,
+    "resnext50": 53,
     "vgg16": 13,
     "mobilenet_v2": 52 - 17,  # less the depthwise ones
     "efficientnet_lite0": 49 - 16,
@@ -27,6 +29,7 @@ PRODUCTS = {
     # Published, in millions, and the part of dense layers and depthwise convolutions.
     "resnet18": (1814.1, 0.5),
     "resnet50": (4089.2, 2.0),
+    "resnext50": (4230.0, 2.0),
     "vgg16": (15470.3, 123.6),
     "mobilenet_v2": (300.8, 1.3 + 20.7),
 }
@@ -34,7 +37,7 @@ PRODUCTS = {
 
 def products(layer):
     p, q = -(-layer.h // layer.stride), -(-layer.w // layer.stride)
-    return layer.count * p * q * layer.k * layer.r * layer.s * layer.c
+    return layer.count * p * q * layer.k * layer.r * layer.s * layer.c // layer.groups
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -62,6 +65,7 @@ def test_residuals_are_where_a_block_ends_as_it_began():
         "resnet18": 8,
         "resnet50": 17,
         "resnet50_plain": 0,
+        "resnext50": 16,
         "vgg16": 0,
         "mobilenet_v2": 10,
         "efficientnet_lite0": 9,
@@ -87,7 +91,9 @@ def test_the_problems_of_a_network_are_its_layers_as_stored(name):
             p, q = -(-layer.h // layer.stride), -(-layer.w // layer.stride)
             c, k = padded_channels(layer.c), padded_channels(layer.k)
             assert problem.x_shape == (8, layer.h, layer.w, c)
-            assert problem.w_shape == (k, layer.r, layer.s, c)
+            merge = merge_by_rule(layer.c, layer.k, layer.groups)
+            assert problem.groups == layer.groups // merge
+            assert problem.w_shape == (k, layer.r, layer.s, c // problem.groups)
             assert problem.out_shape == (8, p, q, k)
 
 

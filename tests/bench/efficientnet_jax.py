@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from bench import systems
 from bench.efficientnet_net import CLASSES, CONVS, Conv, forward
-from bench.kind_systems import allowed_merges
 
 import jax_qconv
+from jax_qconv import _groups
 from jax_qconv._spec import padded_channels
 
 OUT_SCALE = 0.05
@@ -78,7 +78,8 @@ def _largest_merge(conv: Conv, most: int | None) -> int | None:
     """Of up to so many groups; None for the rule."""
     if most is None or conv.groups == 1:
         return None
-    return max(merge for merge in allowed_merges(conv) if merge <= most)
+    merges = _groups.allowed_merges(conv.c, conv.k, conv.groups)
+    return max(merge for merge in merges if merge <= most)
 
 
 def _padded(conv: Conv, step: int) -> tuple[int, int]:

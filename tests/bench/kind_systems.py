@@ -183,7 +183,8 @@ def of_kind(kind: str, conv: Conv, *, autotune: str = "cached") -> dict[str, Mak
 
     found: dict[str, Maker] = {"int8": ours()}
     if kind == "depthwise":
-        merge = max(m for m in allowed_merges(conv) if m <= MERGED_CHANNELS)
+        merges = _groups.allowed_merges(conv.c, conv.k, conv.groups)
+        merge = max(m for m in merges if m <= MERGED_CHANNELS)
         if merge > 1:
             found["int8_merged"] = ours(merge_groups=merge)
         if padded_channels(conv.c) != conv.c:
@@ -191,7 +192,7 @@ def of_kind(kind: str, conv: Conv, *, autotune: str = "cached") -> dict[str, Mak
         found["bf16_shifts"] = bf16_shifts
     if kind == "groups":
         by_rule = _groups.merge_by_rule(conv.c, conv.k, conv.groups)
-        for merge in allowed_merges(conv):
+        for merge in _groups.allowed_merges(conv.c, conv.k, conv.groups):
             if merge != by_rule:
                 found[f"int8_merge_{merge}"] = ours(merge_groups=merge)
     if kind == "zero_points":
@@ -203,13 +204,3 @@ def of_kind(kind: str, conv: Conv, *, autotune: str = "cached") -> dict[str, Mak
     else:
         found["bf16_without_graph"] = functools.partial(bf16, graph=False)
     return found
-
-
-def allowed_merges(conv: Any) -> list[int]:
-    """How many groups `prepack` can store as one, in order; 1 is none.
-
-    Args:
-        conv: what has c, k and groups.
-    """
-    numbers = range(1, conv.groups + 1)
-    return [n for n in numbers if _groups.why_not(conv.c, conv.k, conv.groups, n) is None]

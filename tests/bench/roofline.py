@@ -37,13 +37,18 @@ def out_shape(layer: Layer, batch: int) -> tuple[int, int, int, int]:
 
 def operations(layer: Layer, batch: int) -> int:
     """Two for each multiply-accumulate, channels unpadded."""
-    return 2 * math.prod(out_shape(layer, batch)) * layer.c * layer.r * layer.s
+    return 2 * math.prod(out_shape(layer, batch)) * _taps(layer)
+
+
+def _taps(layer: Layer) -> int:
+    """Products in a sum."""
+    return layer.r * layer.s * layer.c // layer.groups
 
 
 def elements(layer: Layer, batch: int) -> int:
     """Elements read and written once: x, weights, residual, output; channels unpadded."""
     x = batch * layer.h * layer.w * layer.c
-    weights = layer.k * layer.r * layer.s * layer.c
+    weights = layer.k * _taps(layer)
     return x + weights + math.prod(out_shape(layer, batch)) * (2 if layer.residual else 1)
 
 

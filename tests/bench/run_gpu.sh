@@ -33,7 +33,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python}
 limit=${LIMIT:-570}
 stages=(tests rankings layers resnet50 startup rivals suites kinds efficientnet sanitizer summary)
-networks=(resnet50 resnet50_plain resnet18 vgg16 unet mobilenet_v2 efficientnet_lite0 yolov8s)
+networks=(resnet50 resnet50_plain resnet18 resnext50 vgg16 unet mobilenet_v2)
+networks+=(efficientnet_lite0 yolov8s)
 bf16=(bf16 bf16_without_graph bf16_blocks)
 
 if [[ " ${stages[*]} " == *" ${1:-none} "* ]]; then

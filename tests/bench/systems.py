@@ -69,7 +69,7 @@ class Data:
         def int8(shape: tuple[int, ...]) -> np.ndarray:
             return np.frombuffer(rng.bytes(math.prod(shape)), np.int8).reshape(shape)
 
-        taps = layer.r, layer.s, layer.c
+        taps = layer.r, layer.s, layer.c // layer.groups
         # Standard deviation of a sum of products of uniform int8 numbers.
         step = 2**14 / 3 * math.sqrt(math.prod(taps)) / 50
         packed = jax_qconv.prepack(
@@ -79,6 +79,7 @@ class Data:
             layout="OHWI",
             strides=layer.stride,
             padding=layer.padding,
+            groups=layer.groups,
         ).bind(
             x_scale=1.0,
             out_scale=step,
@@ -216,7 +217,8 @@ def unpadded(data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _convolve_layer(layer: Layer, x: Any, weight: Any, **kwargs: Any) -> jax.Array:
-    return convolve(x, weight, stride=layer.stride, padding=layer.padding, **kwargs)
+    placed = {"stride": layer.stride, "padding": layer.padding}
+    return convolve(x, weight, **placed, feature_group_count=layer.groups, **kwargs)
 
 
 def convolve(

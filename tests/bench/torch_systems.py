@@ -91,7 +91,7 @@ def seed(data: systems.Data) -> Program:
 
     def make() -> Callable[[], Any]:
         x_, r = x.clone(), None if residual is None else residual.clone()
-        packed = ops.conv2d_prepack(weight.clone(), bias, by, pads, [1, 1], 1)
+        packed = ops.conv2d_prepack(weight.clone(), bias, by, pads, [1, 1], layer.groups)
         if r is None:
             return lambda: conv(x_, packed, OUT_SCALE, 0)
         return lambda: add(conv(x_, packed, OUT_SCALE, 0), r, OUT_SCALE, 0)
@@ -107,7 +107,8 @@ def bf16_call(data: systems.Data) -> Callable[..., Any]:
     pads = layer.r // 2, layer.s // 2
 
     def call(x: Any, weight: Any, bias: Any, residual: Any) -> Any:
-        y = torch.nn.functional.conv2d(x, weight, bias, layer.stride, pads)
+        placed = {"stride": layer.stride, "padding": pads, "groups": layer.groups}
+        y = torch.nn.functional.conv2d(x, weight, bias, **placed)
         y = y if residual is None else y.add_(residual)
         return y.relu_() if layer.relu else y
 
