@@ -39,8 +39,16 @@ std::vector<PlanName> OwnPlans(const Problem& problem) {
   return problem.depthwise() ? Depthwise().plans(problem) : std::vector<PlanName>{};
 }
 
+ErrorOr<std::vector<PlanName>> OwnSuggestions(const Problem& problem) {
+  if (!problem.depthwise()) return std::vector<PlanName>{};
+  constexpr int kAnyDevice = 0;  // own kernels are suggested by the problem alone
+  return DepthwiseEngine().Suggestions(problem, kAnyDevice);
+}
+
+bool IsOwn(const PlanName& name) { return name.engine == Depthwise().name && !name.deferred(); }
+
 ErrorOr<KernelSpec> OwnKernel(const Problem& problem, const PlanName& name) {
-  if (name.engine == Depthwise().name && !name.deferred()) return Depthwise().kernel(problem, name);
+  if (IsOwn(name)) return Depthwise().kernel(problem, name);
   return Unexpected(Error::InvalidArgument(
       StrCat("plan '", name.ToString(), "' isn't one of an engine with own kernels")));
 }

@@ -21,6 +21,8 @@ class KernelExecutable : public Executable {
     return LaunchFunction(function_, name_.c_str(), blocks_, threads_, stream, arguments);
   }
 
+  std::string code() const override { return module_.code(); }
+
  private:
   KernelModule module_;
   CUfunction function_;  // of the module
@@ -61,7 +63,7 @@ class KernelEngine : public Engine {
   }
 
   ErrorOr<std::string> Version() const override {
-    return StrCat(source_.name, " ", HexHash(source_.source), " nvrtc ", NvrtcVersion());
+    return StrCat(source_.name, " ", HexHash(source_.source));
   }
 
  private:
