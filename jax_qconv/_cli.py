@@ -1,4 +1,4 @@
-"""The commands of `python -m jax_qconv` that tune, and that look after tuned plans."""
+"""The commands of `python -m jax_qconv` that tune, and look after tuned plans and kernels."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from jax_qconv import _paddings, _plan_store, _plans, _tune
-from jax_qconv._networks import NETWORKS
+from jax_qconv import _kernels, _paddings, _plan_store, _plans, _tune
+from jax_qconv._networks import NETWORKS, Layer
 from jax_qconv._plan_store import Entry
+from jax_qconv._problem import Problem
 
 
 def tune(args: argparse.Namespace) -> str | None:
     """Tune networks; a complaint if some problem has no plan."""
-    layers = dict.fromkeys(layer for name in args.model for layer in NETWORKS[name])
+    layers = _layers(args.model)
     if args.paddings:
         problems = _paddings.problems(layers, args.batch)
     else:
-        found = (_tune.layer_problem(layer, n) for layer in layers for n in args.batch)
-        problems = list(dict.fromkeys(found))
+        problems = _problems(layers, args.batch)
     results = _tune.tune_all(
         problems,
         candidates=args.candidates,
@@ -35,6 +35,14 @@ def tune(args: argparse.Namespace) -> str | None:
         print("\n".join(lines) or "No padding is faster than the rule's.")
     failed = [f"{r.problem}: {r.error}" for r in results if r.entry is None]
     return "no plan for " + "\n".join(failed) if failed else None
+
+
+def _layers(models: list[str]) -> list[Layer]:
+    return list(dict.fromkeys(layer for name in models for layer in NETWORKS[name]))
+
+
+def _problems(layers: list[Layer], batches: list[int]) -> list[Problem]:
+    return list(dict.fromkeys(_tune.layer_problem(layer, n) for layer in layers for n in batches))
 
 
 def list_plans(args: argparse.Namespace) -> str | None:
@@ -93,6 +101,20 @@ def import_(args: argparse.Namespace) -> str | None:
     return None
 
 
+def export_kernels(args: argparse.Namespace) -> str | None:
+    """Write the own kernels that networks may need to a file."""
+    calls = [(problem, None) for problem in _problems(_layers(args.model), args.batch)]
+    count = _kernels.export(args.file, calls, args.compute_capability)
+    print(f"{count} written to {args.file}.")
+    return None
+
+
+def load_kernels(args: argparse.Namespace) -> str | None:
+    """Take kernels over from a file."""
+    print(f"{_kernels.load_kernels(args.file)} taken over.")
+    return None
+
+
 PLANS: dict[str, Callable[[argparse.Namespace], str | None]] = {
     "list": list_plans,
     "show": show,
@@ -101,6 +123,9 @@ PLANS: dict[str, Callable[[argparse.Namespace], str | None]] = {
     "import": import_,
 }
 """The actions of `plans`."""
+
+KERNELS = {"export": export_kernels, "load": load_kernels}
+"""The actions of `kernels`."""
 
 
 COLUMNS = ("digest", "us", "plan", "tried", "problem", "GPU", "cuDNN", "from")
