@@ -40,6 +40,10 @@ KernelModule::Grid GridFor(int64_t elements) {
 
 std::string Checker::Version() { return StrCat(HexHash(kCheckConvSource), "-", kDataSetsVersion); }
 
+std::pair<std::string, std::string> Checker::KernelFile() {
+  return {"check_conv.cu", kCheckConvSource};
+}
+
 Checker::Checker(const Problem& problem, int64_t l2_bytes, KernelModule kernels, Stream stream,
                  Timer timer)
     : problem_(problem),
@@ -49,9 +53,9 @@ Checker::Checker(const Problem& problem, int64_t l2_bytes, KernelModule kernels,
       timer_(std::move(timer)) {}
 
 ErrorOr<Checker> Checker::Create(const Problem& problem, const DeviceInfo& device) {
-  JQ_ASSIGN_OR_UNEXPECTED(
-      KernelModule kernels,
-      KernelModule::Load("check_conv.cu", kCheckConvSource, device.compute_capability));
+  const auto [name, source] = KernelFile();
+  JQ_ASSIGN_OR_UNEXPECTED(KernelModule kernels,
+                          KernelModule::Load(name, source, device.compute_capability));
   JQ_ASSIGN_OR_UNEXPECTED(Stream stream, Stream::Create());
   JQ_ASSIGN_OR_UNEXPECTED(Timer timer, Timer::Create());
   Checker checker(problem, device.l2_bytes, std::move(kernels), std::move(stream),

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda_driver.h"
@@ -47,6 +48,9 @@ class Checker {
   // Microseconds of a launch, the mean of so many in a row. They take turns on sets of buffers that
   // are together larger than the L2 cache, so that none finds its data there.
   ErrorOr<double> Time(const Launch& launch, int launches);
+
+  // The file of its kernels, and their source.
+  static std::pair<std::string, std::string> KernelFile();
 
   // Changes whenever verdicts of an earlier version may not be trusted any more.
   static std::string Version();

@@ -65,6 +65,17 @@ ErrorOr<DeviceInfo> GetDeviceInfo(int device) {
   return DeviceInfo{name, 10 * major + minor, l2_bytes};
 }
 
+std::vector<DeviceInfo> VisibleDevices() {
+  const auto driver = CudaDriver::Get();
+  int count = 0;
+  if (!driver.has_value() || (*driver)->DeviceGetCount(&count) != CUDA_SUCCESS) return {};
+  std::vector<DeviceInfo> devices;
+  for (int device = 0; device < count; ++device) {
+    if (auto info = GetDeviceInfo(device); info.has_value()) devices.push_back(*info);
+  }
+  return devices;
+}
+
 namespace {
 
 // The primary context of a device, as JAX and the CUDA runtime use it. Retained for the life of the

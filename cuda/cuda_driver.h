@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "status.h"
 
@@ -19,6 +20,7 @@ namespace jax_qconv {
   X(DriverGetVersion, cuDriverGetVersion)             \
   X(GetErrorName, cuGetErrorName)                     \
   X(GetErrorString, cuGetErrorString)                 \
+  X(DeviceGetCount, cuDeviceGetCount)                 \
   X(DeviceGet, cuDeviceGet)                           \
   X(DeviceGetName, cuDeviceGetName)                   \
   X(DeviceGetAttribute, cuDeviceGetAttribute)         \
@@ -63,6 +65,9 @@ struct DeviceInfo {
   int64_t l2_bytes = 0;        // of its last-level cache
 };
 ErrorOr<DeviceInfo> GetDeviceInfo(int device);
+
+// What GPUs the process sees, by device; none where the driver can't be used.
+std::vector<DeviceInfo> VisibleDevices();
 
 // Makes the primary context of a device current in this thread, as JAX and the CUDA runtime use
 // it, for the lifetime of the object.

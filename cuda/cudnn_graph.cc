@@ -244,9 +244,8 @@ ErrorOr<std::unique_ptr<Impl>> MakeImpl(const Problem& problem, const std::strin
   }
   if (problem.offset == Offset::kMap) {
     // It has plans for one, but they are wrong, or fault, for all images after the first.
-    return Unexpected(Error::InvalidArgument(
-        StrCat("cuDNN can't add the map of offsets that '", problem.text,
-               "' asks for; fill the border of x with its zero point, and add one per channel")));
+    return Unexpected(Error::InvalidArgument(StrCat("cuDNN can't add the map that '", problem.text,
+                                                    "' asks for; fill the border of x")));
   }
   auto impl = std::unique_ptr<Impl>(new Impl{problem, engine, InputSlots(problem), {}});
   JQ_RETURN_UNEXPECTED_IF_ERROR(Guard("making the graph", problem, [&]() -> fe::error_t {

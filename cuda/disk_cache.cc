@@ -42,7 +42,7 @@ std::optional<std::string> ReadCache(const std::string& kind, const std::string&
   return value;
 }
 
-void WriteCache(const std::string& kind, const std::string& key, const std::string& value) {
+bool WriteCache(const std::string& kind, const std::string& key, const std::string& value) {
   static std::atomic<int> counter{0};
   const std::filesystem::path path = PathOf(kind, key);
   std::filesystem::path temporary = path;
@@ -54,10 +54,13 @@ void WriteCache(const std::string& kind, const std::string& key, const std::stri
     file << key << "\n" << HexHash(value) << "\n" << value;
     if (!file.flush()) {
       std::filesystem::remove(temporary, ignored);
-      return;
+      return false;
     }
   }
-  std::filesystem::rename(temporary, path, ignored);
+  std::error_code error;
+  std::filesystem::rename(temporary, path, error);
+  if (error) std::filesystem::remove(temporary, ignored);
+  return !error;
 }
 
 void RemoveFromCache(const std::string& kind, const std::string& key) {

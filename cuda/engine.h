@@ -20,6 +20,9 @@ class Executable {
 
   // Launches on `stream`; several threads may at once. No allocation, no synchronisation.
   virtual Error Launch(const Operands& operands, CUstream stream) const = 0;
+
+  // Names its machine code, where that isn't decided by what Engine::Version tells.
+  virtual std::string code() const { return ""; }
 };
 
 // All functions that take a device want its context current.
@@ -41,8 +44,8 @@ class Engine {
   // Removes what Build left on the disk.
   virtual void Forget(const Problem& problem, const PlanName& name, int device) const = 0;
 
-  // What decides the kernels of its plans, beside the problem, the name and the GPU: who keeps
-  // something about a plan keeps it by this.
+  // What decides the kernels of its plans, beside the problem, the name, the GPU and the compiler:
+  // who keeps something about a plan keeps it by this, and by the code of its executable.
   virtual ErrorOr<std::string> Version() const = 0;
 };
 

@@ -1,5 +1,7 @@
 #include "engines.h"
 
+#include <algorithm>
+
 #include "cudnn_engine.h"
 #include "depthwise.h"
 #include "kernel_engine.h"
@@ -52,6 +54,18 @@ ErrorOr<const Engine*> EngineOf(const PlanName& name) {
 std::vector<PlanName> OwnPlans(const Problem& problem) {
   const KernelSource* source = OwnSource(problem);
   return source == nullptr ? std::vector<PlanName>{} : source->plans(problem);
+}
+
+std::vector<PlanName> OwnSuggestions(const Problem& problem) {
+  const KernelSource* source = OwnSource(problem);
+  if (source == nullptr) return {};
+  std::vector<PlanName> names = source->plans(problem);
+  names.resize(std::min(names.size(), source->suggested));
+  return names;
+}
+
+bool IsOwn(const PlanName& name) {
+  return !name.deferred() && (name.engine == Depthwise().name || name.engine == Pointwise().name);
 }
 
 ErrorOr<KernelSpec> OwnKernel(const Problem& problem, const PlanName& name) {

@@ -26,7 +26,9 @@ ErrorOr<Nvrtc> LoadNvrtc() {
     return Unexpected(Error(
         ErrorCode::kNotFound,
         StrCat("NVRTC, CUDA's run-time compiler, can't be loaded (", library.error().message(),
-               "); it comes with `pip install 'jax_qconv[cuda13]'` (or cuda12)")));
+               "); it comes with `pip install 'jax_qconv[cuda13]'` (or cuda12). Where it can't be "
+               "installed, jax_qconv.load_kernels takes kernels that jax_qconv.export_kernels "
+               "compiled elsewhere")));
   }
   Nvrtc nvrtc;
   JQ_RETURN_UNEXPECTED_IF_ERROR(library->Bind("nvrtcVersion", &nvrtc.version));
@@ -103,6 +105,13 @@ std::string CubinKey(const std::string& file_name, const std::string& source,
 
 std::string Architecture(int compute_capability) { return StrCat("sm_", compute_capability); }
 
+// The folder of cubins that were compiled elsewhere, and their names in it.
+constexpr char kLoaded[] = "loaded";
+
+std::string LoadedKey(const std::string& source_hash, int compute_capability) {
+  return StrCat(source_hash, " ", Architecture(compute_capability));
+}
+
 }  // namespace
 
 ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
@@ -121,14 +130,38 @@ void ForgetCubin(const std::string& file_name, const std::string& source, int co
   RemoveFromCache("kernels", CubinKey(file_name, source, Architecture(compute_capability)));
 }
 
+bool KeepCubin(const std::string& source_hash, int compute_capability, const std::string& cubin) {
+  const std::string key = LoadedKey(source_hash, compute_capability);
+  // Processes that start together, and often, write it once.
+  return ReadCache(kLoaded, key) == cubin || WriteCache(kLoaded, key, cubin);
+}
+
+std::optional<std::string> KeptCubin(const std::string& source, int compute_capability) {
+  return ReadCache(kLoaded, LoadedKey(HexHash(source), compute_capability));
+}
+
+ErrorOr<std::string> FindCubin(const std::string& file_name, const std::string& source,
+                               int compute_capability) {
+  if (auto cubin = KeptCubin(source, compute_capability)) return *cubin;
+  if (const Error nvrtc = CheckNvrtc(); nvrtc.failure()) {
+    return Unexpected(
+        Annotate(nvrtc, StrCat("kernel ", file_name, " for ", Architecture(compute_capability),
+                               " isn't among those that were loaded")));
+  }
+  return CompileCubin(file_name, source, compute_capability);
+}
+
 ErrorOr<KernelModule> KernelModule::Load(const std::string& file_name, const std::string& source,
                                          int compute_capability) {
-  JQ_ASSIGN_OR_UNEXPECTED(std::string cubin, CompileCubin(file_name, source, compute_capability));
+  JQ_ASSIGN_OR_UNEXPECTED(std::string cubin, FindCubin(file_name, source, compute_capability));
   JQ_ASSIGN_OR_UNEXPECTED(const CudaDriver* driver, CudaDriver::Get());
   CUmodule module;
   JQ_RETURN_UNEXPECTED_IF_ERROR(
-      driver->Check(driver->ModuleLoadData(&module, cubin.data()), "loading a kernel"));
-  return KernelModule(module);
+      driver->Check(driver->ModuleLoadData(&module, cubin.data()),
+                    StrCat("loading ", file_name, ", which needs a driver as new as the CUDA ",
+                           "version that compiled it,")
+                        .c_str()));
+  return KernelModule(module, HexHash(cubin));
 }
 
 KernelModule::~KernelModule() {

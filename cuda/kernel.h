@@ -1,8 +1,9 @@
-// Own CUDA kernels, compiled at run time by NVRTC for the device at hand.
+// Own CUDA kernels, compiled by NVRTC: at run time for the device at hand, or beforehand.
 
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,26 +18,39 @@ std::string NvrtcVersion();
 // Why NVRTC can't be used, or success.
 Error CheckNvrtc();
 
-// Compiles a source to a cubin for sm_<compute_capability>. Needs no GPU.
+// Compiles a source to a cubin for sm_<compute_capability>, or finds it on disk, where it is kept
+// by source, architecture and NVRTC version. Needs no GPU.
 ErrorOr<std::string> CompileCubin(const std::string& file_name, const std::string& source,
                                   int compute_capability);
 
-// Removes what it left on the disk for the next process.
+// Removes what CompileCubin left on the disk for the next process.
 void ForgetCubin(const std::string& file_name, const std::string& source, int compute_capability);
 
-// The functions of one source, loaded into the current context. Cubins are cached on disk by
-// source, architecture and NVRTC version.
+// Cubins that were compiled elsewhere, kept on disk for this process and others by the hash of
+// their source (HexHash) and the architecture. KeepCubin tells whether it is there now.
+bool KeepCubin(const std::string& source_hash, int compute_capability, const std::string& cubin);
+std::optional<std::string> KeptCubin(const std::string& source, int compute_capability);
+
+// The one that is kept; without it, NVRTC is needed.
+ErrorOr<std::string> FindCubin(const std::string& file_name, const std::string& source,
+                               int compute_capability);
+
+// The functions of one source, loaded into the current context from what FindCubin finds.
 class KernelModule {
  public:
   static ErrorOr<KernelModule> Load(const std::string& file_name, const std::string& source,
                                     int compute_capability);
-  KernelModule(KernelModule&& other) noexcept : module_(std::exchange(other.module_, nullptr)) {}
+  KernelModule(KernelModule&& other) noexcept
+      : module_(std::exchange(other.module_, nullptr)), code_(std::move(other.code_)) {}
   KernelModule& operator=(KernelModule&&) = delete;
   ~KernelModule();
 
   struct Grid {
     unsigned x = 1, y = 1, z = 1;
   };
+
+  // Names its machine code, which not the source alone decides.
+  const std::string& code() const { return code_; }
 
   // A function of the source, which is loaded by then.
   ErrorOr<CUfunction> Find(const std::string& name) const;
@@ -50,11 +64,12 @@ class KernelModule {
   }
 
  private:
-  explicit KernelModule(CUmodule module) : module_(module) {}
+  KernelModule(CUmodule module, std::string code) : module_(module), code_(std::move(code)) {}
   Error LaunchPointers(const char* name, Grid blocks, unsigned threads, CUstream stream,
                        void** arguments) const;
 
   CUmodule module_;
+  std::string code_;
 };
 
 // A function of one source with the size of its only launch.

@@ -23,6 +23,8 @@ class KernelExecutable : public Executable {
                           arguments);
   }
 
+  std::string code() const override { return module_.code(); }
+
  private:
   KernelModule module_;
   CUfunction function_;  // of the module
@@ -63,7 +65,7 @@ class KernelEngine : public Engine {
   }
 
   ErrorOr<std::string> Version() const override {
-    return StrCat(source_.name, " ", HexHash(source_.source), " nvrtc ", NvrtcVersion());
+    return StrCat(source_.name, " ", HexHash(source_.source));
   }
 
  private:

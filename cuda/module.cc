@@ -3,15 +3,19 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "conv_ffi.h"
 #include "cuda_driver.h"
 #include "cudnn_graph.h"
 #include "cudnn_library.h"
+#include "disk_cache.h"
 #include "engines.h"
 #include "kernel.h"
 #include "kernel_sources.h"
@@ -56,6 +60,16 @@ nb::object VersionTuple(int64_t version, int64_t major_unit, int64_t minor_unit)
                         version % minor_unit);
 }
 
+// The CUDA version of the driver; None without one.
+nb::object DriverVersion() {
+  const auto driver = CudaDriver::Get();
+  int version = 0;
+  if (!driver.has_value() || (*driver)->DriverGetVersion(&version) != CUDA_SUCCESS) {
+    return nb::none();
+  }
+  return nb::make_tuple(version / 1000, version % 1000 / 10);
+}
+
 nb::dict Libraries() {
   nb::dict found;
   for (const char* name : {"cudnn", "cudnn_error", "driver", "driver_error", "nvrtc_error"}) {
@@ -68,11 +82,15 @@ nb::dict Libraries() {
     found["cudnn_error"] = cudnn.error().message();
   }
   if (const Error nvrtc = CheckNvrtc(); nvrtc.failure()) found["nvrtc_error"] = nvrtc.message();
-  const auto driver = CudaDriver::Get();
-  int version = 0;
-  if (driver.has_value() && (*driver)->DriverGetVersion(&version) == CUDA_SUCCESS) {
-    found["driver"] = nb::make_tuple(version / 1000, version % 1000 / 10);
-  } else {
+  // The kernel that every plan needs.
+  const auto kept = [](const DeviceInfo& device) {
+    return KeptCubin(kCheckConvSource, device.compute_capability).has_value();
+  };
+  const auto devices = VisibleDevices();
+  found["loaded_kernels"] = std::any_of(devices.begin(), devices.end(), kept);
+  found["driver"] = DriverVersion();
+  if (found["driver"].is_none()) {
+    const auto driver = CudaDriver::Get();
     found["driver_error"] = driver.has_value() ? "the NVIDIA driver doesn't tell its version"
                                                : driver.error().message();
   }
@@ -175,10 +193,29 @@ nb::dict OwnKernelOf(const std::string& problem_text, const std::string& plan) {
   return kernel;
 }
 
-nb::bytes Compile(const std::string& source, int compute_capability) {
-  const std::string cubin = ValueOrThrow(
-      WithoutGil([&] { return CompileCubin("kernel.cu", source, compute_capability); }));
+std::vector<std::pair<std::string, std::string>> KernelsOf(const std::string& problem_text,
+                                                           const std::string& plan, bool pinned) {
+  const Problem problem = ValueOrThrow(Problem::Parse(problem_text));
+  return ValueOrThrow(KernelsFor(problem, ValueOrThrow(PlanName::Parse(plan)), pinned));
+}
+
+// A function that makes a cubin of a source, as Python has it.
+template <ErrorOr<std::string> (*make)(const std::string&, const std::string&, int)>
+nb::bytes CubinOf(const std::string& source, int compute_capability, const std::string& file_name) {
+  const std::string cubin =
+      ValueOrThrow(WithoutGil([&] { return make(file_name, source, compute_capability); }));
   return nb::bytes(cubin.data(), cubin.size());
+}
+
+bool Keep(const std::string& source_hash, int compute_capability, const nb::bytes& bytes) {
+  const std::string cubin(bytes.c_str(), bytes.size());
+  return WithoutGil([&] { return KeepCubin(source_hash, compute_capability, cubin); });
+}
+
+std::vector<int> ComputeCapabilities() {
+  std::vector<int> found;
+  for (const DeviceInfo& device : VisibleDevices()) found.push_back(device.compute_capability);
+  return found;
 }
 
 nb::capsule Handler(XLA_FFI_Error* (*handler)(XLA_FFI_CallFrame*)) {
@@ -198,7 +235,16 @@ NB_MODULE(_ext, m) {
       nb::arg("cache_dir"), nb::arg("library_dirs"),
       "Sets the folder of caches and those of NVIDIA's libraries; once, before all else.");
   m.def("libraries", &Libraries,
-        "Versions of cuDNN and the driver found at run time, or why they and NVRTC weren't.");
+        "Versions of cuDNN and the driver found at run time, or why they and NVRTC weren't; and "
+        "whether kernels for a GPU here were loaded.");
+  m.def("driver_version", &DriverVersion, "(major, minor) of the driver's CUDA; None without one.");
+  m.def(
+      "nvrtc_version",
+      [] {
+        if (Error error = CheckNvrtc(); error.failure()) throw std::runtime_error(error.message());
+        return NvrtcVersion();
+      },
+      "Of the NVRTC that is found; RuntimeError without one.");
   m.def("device", &Device, nb::arg("device"), "GPU model and cuDNN version, as plans are kept by.");
   m.def(
       "parse_plan",
@@ -236,8 +282,20 @@ NB_MODULE(_ext, m) {
   m.def(
       "checker_source", [] { return std::string(kCheckConvSource); },
       "The source of the kernels that plans are verified by.");
-  m.def("compile_kernels", &Compile, nb::arg("source"), nb::arg("compute_capability"),
+  m.def("kernels_of", &KernelsOf, nb::arg("problem"), nb::arg("plan"), nb::arg("pinned"),
+        "Files and sources of the kernels that a call may need where it first runs; needs no GPU.");
+  m.def("compile_kernels", &CubinOf<&CompileCubin>, nb::arg("source"),
+        nb::arg("compute_capability"), nb::arg("file_name") = "kernel.cu",
         "The cubin of a source; needs NVRTC, but no GPU.");
+  m.def("find_kernels", &CubinOf<&FindCubin>, nb::arg("source"), nb::arg("compute_capability"),
+        nb::arg("file_name") = "kernel.cu",
+        "The cubin that a call gets: one that was kept, or else compiled; needs no GPU.");
+  m.def("keep_kernels", &Keep, nb::arg("source_hash"), nb::arg("compute_capability"),
+        nb::arg("cubin"),
+        "Keeps a cubin, for this process and others, by the hash of its source; whether it could.");
+  m.def("hash", &HexHash, nb::arg("text"), "What a source is kept by.");
+  m.def("compute_capabilities", &ComputeCapabilities,
+        "Those of the GPUs that the process sees, such as 90; none where there is no driver.");
   m.def(
       "handlers",
       [] {

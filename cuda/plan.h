@@ -30,6 +30,7 @@ class Plan {
   Error Launch(const Operands& operands, CUstream stream) const;
 
   const PlanName& name() const { return name_; }
+  std::string code() const { return executable_->code(); }
 
  private:
   Plan(PlanName name, int device, std::unique_ptr<Executable> executable)

@@ -114,4 +114,22 @@ ErrorOr<PlanPtr> ResolvePlan(const Problem& problem, const PlanName& name, bool 
   });
 }
 
+ErrorOr<std::vector<std::pair<std::string, std::string>>> KernelsFor(const Problem& problem,
+                                                                     const PlanName& name,
+                                                                     bool pinned) {
+  std::vector<std::pair<std::string, std::string>> kernels{Checker::KernelFile()};
+  if (IsOwn(name)) {
+    const auto spec = OwnKernel(problem, name);
+    if (spec.has_value()) kernels.emplace_back(spec->file_name, spec->source);
+    if (!spec.has_value() && pinned) return Unexpected(spec.error());
+  }
+  if (pinned && !name.deferred()) return kernels;
+  const std::vector<PlanName> suggestions = OwnSuggestions(problem);
+  for (const PlanName& suggestion : suggestions) {
+    JQ_ASSIGN_OR_UNEXPECTED(KernelSpec spec, OwnKernel(problem, suggestion));
+    kernels.emplace_back(std::move(spec.file_name), std::move(spec.source));
+  }
+  return kernels;
+}
+
 }  // namespace jax_qconv

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "plan.h"
 #include "plan_name.h"
@@ -19,5 +21,10 @@ ErrorOr<std::string> Verify(const Problem& problem, const PlanName& name, int de
 // that doesn't exist or isn't exact on this device, or is deferred, is replaced by the fastest of
 // its engines' suggestions that is exact.
 ErrorOr<PlanPtr> ResolvePlan(const Problem& problem, const PlanName& name, bool pinned, int device);
+
+// The files and sources of the own kernels that ResolvePlan may need, on any device. Needs no GPU.
+ErrorOr<std::vector<std::pair<std::string, std::string>>> KernelsFor(const Problem& problem,
+                                                                     const PlanName& name,
+                                                                     bool pinned);
 
 }  // namespace jax_qconv

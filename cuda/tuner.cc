@@ -136,12 +136,14 @@ ErrorOr<Checker*> Tuner::GetChecker() {
   return &*checker_;
 }
 
+ErrorOr<PlanPtr> Tuner::Built(const PlanName& name) const {
+  if (PlanPtr plan = Find(name)) return plan;
+  return Unexpected(
+      Error::InvalidArgument(StrCat("plan '", name.ToString(), "' isn't built; build it first")));
+}
+
 ErrorOr<Launch> Tuner::LaunchOf(const PlanName& name) const {
-  PlanPtr plan = Find(name);
-  if (plan == nullptr) {
-    return Unexpected(
-        Error::InvalidArgument(StrCat("plan '", name.ToString(), "' isn't built; build it first")));
-  }
+  JQ_ASSIGN_OR_UNEXPECTED(PlanPtr plan, Built(name));
   return Launch([plan = std::move(plan)](const Operands& operands, CUstream stream) {
     return plan->Launch(operands, stream);
   });
@@ -152,8 +154,11 @@ ErrorOr<Launch> Tuner::LaunchOf(const PlanName& name) const {
 ErrorOr<std::string> Tuner::VerdictKey(const PlanName& name) const {
   JQ_ASSIGN_OR_UNEXPECTED(const Engine* engine, EngineOf(name));
   JQ_ASSIGN_OR_UNEXPECTED(const std::string version, engine->Version());
+  JQ_ASSIGN_OR_UNEXPECTED(const PlanPtr plan, Built(name));
+  const std::string code = plan->code();
   return StrCat(problem_.text, " | ", name.ToString(), " | ", info_.name, " sm_",
-                info_.compute_capability, " | ", version, " | checker ", Checker::Version());
+                info_.compute_capability, " | ", version, code.empty() ? "" : " code ", code,
+                " | checker ", Checker::Version());
 }
 
 }  // namespace jax_qconv

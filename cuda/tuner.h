@@ -55,6 +55,7 @@ class Tuner {
   Tuner(const Problem& problem, int device, DeviceInfo info)
       : problem_(problem), device_(device), info_(std::move(info)) {}
   ErrorOr<Checker*> GetChecker();
+  ErrorOr<PlanPtr> Built(const PlanName& name) const;
   ErrorOr<Launch> LaunchOf(const PlanName& name) const;
   ErrorOr<std::string> VerdictKey(const PlanName& name) const;
 

@@ -8,6 +8,7 @@ from jax_qconv._binding import Binding
 from jax_qconv._conv import qconv
 from jax_qconv._elementwise import qadd, qmul
 from jax_qconv._info import Info, info
+from jax_qconv._kernels import export_kernels, load_kernels
 from jax_qconv._linear import prepack_linear, qlinear
 from jax_qconv._merges import tune_merges
 from jax_qconv._native import EngineUnavailableError
@@ -39,7 +40,9 @@ __all__ = [
     "TuningError",
     "Unpacked",
     "dequantize",
+    "export_kernels",
     "info",
+    "load_kernels",
     "prepack",
     "prepack_linear",
     "qactivation",

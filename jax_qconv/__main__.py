@@ -1,4 +1,4 @@
-"""`python -m jax_qconv`: what is installed, tuning, and the store of tuned plans."""
+"""`python -m jax_qconv`: what is installed, tuning, tuned plans and compiled kernels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("info", help="print versions, devices and the state of each engine")
 
     tune = commands.add_parser("tune", help="tune the convolutions of well-known networks")
-    tune.add_argument("--model", nargs="+", choices=NETWORKS, required=True, help="which networks")
-    tune.add_argument("--batch", type=_batches, default=[1, 8, 128], help="sizes (1,8,128)")
+    _add_networks(tune)
     tune.add_argument(
         "--candidates",
         type=_candidates,
@@ -66,7 +65,25 @@ def _parser() -> argparse.ArgumentParser:
     load = actions.add_parser("import", help="take plans over from a file")
     load.add_argument("file", type=pathlib.Path)
     load.add_argument("--replace", action="store_true", help="also where there is one already")
+
+    kernels = commands.add_parser("kernels", help="own kernels for machines without NVRTC")
+    actions = kernels.add_subparsers(dest="action", required=True)
+    export = actions.add_parser("export", help="compile those of well-known networks to a file")
+    export.add_argument("file", type=pathlib.Path)
+    _add_networks(export)
+    export.add_argument(
+        "--compute-capability", type=int, default=90, help="of the GPUs: 90 for sm_90 (90)"
+    )
+    load = actions.add_parser("load", help="take kernels over from a file")
+    load.add_argument("file", type=pathlib.Path)
     return parser
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", nargs="+", choices=NETWORKS, required=True, help="which networks"
+    )
+    parser.add_argument("--batch", type=_batches, default=[1, 8, 128], help="sizes (1,8,128)")
 
 
 def _batches(text: str) -> list[int]:
@@ -84,7 +101,8 @@ def main(argv: list[str] | None = None) -> int | str | None:
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
             return _cli.tune(args)
         else:
-            complaint = _cli.PLANS[args.action](args)
+            actions = _cli.PLANS if args.command == "plans" else _cli.KERNELS
+            complaint = actions[args.action](args)
             sys.stdout.flush()
             return complaint
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""The commands of `python -m jax_qconv` that tune, and that look after tuned plans."""
+"""The commands of `python -m jax_qconv` that tune, and look after tuned plans and kernels."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from jax_qconv import _choices, _merges, _paddings, _plan_store, _plans, _tune
+from jax_qconv import _choices, _kernels, _merges, _paddings, _plan_store, _plans, _tune
 from jax_qconv._choices import Case, Times
-from jax_qconv._networks import NETWORKS
+from jax_qconv._networks import NETWORKS, Layer
 from jax_qconv._plan_store import Entry
+from jax_qconv._problem import Problem
 from jax_qconv._tuning import Tuned
 
 
 def tune(args: argparse.Namespace) -> str | None:
     """Tune networks; a complaint if some problem has no plan."""
-    layers = dict.fromkeys(layer for name in args.model for layer in NETWORKS[name])
+    layers = _layers(args.model)
     paddings = _paddings.cases(layers, args.batch) if args.paddings else []
     merges = _merges.cases(layers, args.batch) if args.merges else []
-    by_rule = (_tune.layer_problem(layer, n) for layer in layers for n in args.batch)
+    by_rule = _problems(layers, args.batch)
     problems = list(dict.fromkeys([*by_rule, *_choices.problems([*paddings, *merges])]))
     results = _tune.tune_all(
         problems,
@@ -45,6 +46,14 @@ def _times(cases: list[Case], results: list[Tuned]) -> list[Times]:
     assert target is not None  # else there was nothing to tune on
     us = _choices.known_us(target, results)
     return [Times.of(case, us) for case in cases]
+
+
+def _layers(models: list[str]) -> list[Layer]:
+    return list(dict.fromkeys(layer for name in models for layer in NETWORKS[name]))
+
+
+def _problems(layers: list[Layer], batches: list[int]) -> list[Problem]:
+    return list(dict.fromkeys(_tune.layer_problem(layer, n) for layer in layers for n in batches))
 
 
 def list_plans(args: argparse.Namespace) -> str | None:
@@ -103,6 +112,20 @@ def import_(args: argparse.Namespace) -> str | None:
     return None
 
 
+def export_kernels(args: argparse.Namespace) -> str | None:
+    """Write the own kernels that networks may need to a file."""
+    calls = [(problem, None) for problem in _problems(_layers(args.model), args.batch)]
+    count = _kernels.export(args.file, calls, args.compute_capability)
+    print(f"{count} written to {args.file}.")
+    return None
+
+
+def load_kernels(args: argparse.Namespace) -> str | None:
+    """Take kernels over from a file."""
+    print(f"{_kernels.load_kernels(args.file)} taken over.")
+    return None
+
+
 PLANS: dict[str, Callable[[argparse.Namespace], str | None]] = {
     "list": list_plans,
     "show": show,
@@ -111,6 +134,9 @@ PLANS: dict[str, Callable[[argparse.Namespace], str | None]] = {
     "import": import_,
 }
 """The actions of `plans`."""
+
+KERNELS = {"export": export_kernels, "load": load_kernels}
+"""The actions of `kernels`."""
 
 
 COLUMNS = ("digest", "us", "plan", "tried", "problem", "GPU", "cuDNN", "from")

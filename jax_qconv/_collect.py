@@ -26,17 +26,27 @@ def problems_of(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Counter[Pr
         fn: any function that JAX can trace.
         args, kwargs: as it is called; arrays or `jax.ShapeDtypeStruct`.
     """
+    found: Counter[Problem] = Counter()
+    for (problem, plan), count in calls_of(fn, *args, **kwargs).items():
+        if plan is None:
+            found[problem] += count
+    return found
+
+
+def calls_of(
+    fn: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Counter[tuple[Problem, str | None]]:
+    """`problems_of`, of all calls that have a kernel, each with the plan that it names or None."""
     return Counter(_walk(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr))
 
 
-def _walk(jaxpr: Jaxpr) -> Iterator[Problem]:
+def _walk(jaxpr: Jaxpr) -> Iterator[tuple[Problem, str | None]]:
     for equation in jaxpr.eqns:
         if equation.primitive is _primitive.conv_p:
             params = equation.params
             problem = params["problem"]
-            chosen = params["plan"] is not None or params["implementation"] == "reference"
-            if not chosen and 0 not in problem.out_shape:
-                yield problem
+            if params["implementation"] != "reference" and 0 not in problem.out_shape:
+                yield problem, params["plan"]
         for inner in _jaxprs(list(equation.params.values())):
             yield from _walk(inner)
 

@@ -26,7 +26,8 @@ class Info:
         cudnn: version of the libcudnn found, or None.
         driver: CUDA version of the NVIDIA driver, or None.
         devices: every device of every JAX backend, in words.
-        engines: for each engine ``"usable"`` or the reason why not, with the remedy.
+        engines: for each engine ``"usable"``, with what limits it, or the reason why not, with the
+            remedy.
         import_error: traceback of the failed import of the extension, or None.
     """
 
@@ -68,10 +69,13 @@ def info() -> Info:
     ext = _native.extension() if reason is None else None
     built = {} if _native._ext is None else _native._ext.versions()
     libraries: dict[str, Any] = {} if ext is None else ext.libraries()
+    usable = "usable"
     if reason is None:
-        # Kernels of all engines are compiled where they run.
-        reason = libraries["nvrtc_error"] or libraries["driver_error"]
-        reason = reason or _no_gpu(devices, no_cuda)
+        # Kernels of all engines are compiled where they run, or were loaded.
+        compiler = None if libraries["loaded_kernels"] else libraries["nvrtc_error"]
+        reason = compiler or libraries["driver_error"] or _no_gpu(devices, no_cuda)
+        if reason is None and libraries["nvrtc_error"]:
+            usable = f"usable with the kernels that were loaded only ({libraries['nvrtc_error']})"
     error = _native.import_error
     return Info(
         package=metadata.version("jax_qconv"),
@@ -84,9 +88,9 @@ def info() -> Info:
         driver=_dotted(libraries.get("driver")),
         devices=tuple(f"{d.platform}:{d.id} {d.device_kind}" for d in devices),
         engines={
-            "cudnn": libraries.get("cudnn_error") or reason or "usable",
-            "depthwise": reason or "usable",
-            "pointwise": reason or "usable",
+            "cudnn": libraries.get("cudnn_error") or reason or usable,
+            "depthwise": reason or usable,
+            "pointwise": reason or usable,
             "reference": "usable",
         },
         import_error=None if error is None else "".join(traceback.format_exception(error)),

@@ -152,6 +152,16 @@ def find_shipped(problem: str, target: Target) -> Found | None:
     return None
 
 
+def plans_by_problem(compute_capability: int) -> dict[str, list[str]]:
+    """The plans that `find` may choose on the GPUs of an architecture."""
+    tables = [entry for table in shipped() for entry in table.entries()]
+    plans: dict[str, list[str]] = {}
+    for entry in [*entries(), *tables]:
+        if entry.target.compute_capability == compute_capability:
+            plans.setdefault(entry.problem, []).append(entry.plan)
+    return plans
+
+
 def save(entry: Entry) -> bool:
     """Put an entry into the user's store; returns whether it is there, and warns if not.
 

@@ -47,10 +47,7 @@ def target(
     Raises:
         ValueError: if one of them can't be what it should be.
     """
-    if not is_int(compute_capability) or compute_capability < 50:
-        raise ValueError(
-            f"compute_capability must be a number such as 90 for sm_90, got {compute_capability!r}."
-        )
+    check_compute_capability(compute_capability)
     for name, text, form in (("gpu", gpu, r".*\w.*"), ("cudnn", cudnn, r"\d+(\.\d+)+")):
         if not isinstance(text, str) or not re.fullmatch(form, text):
             raise ValueError(
@@ -58,6 +55,14 @@ def target(
                 f"such as {'NVIDIA H100 80GB HBM3' if name == 'gpu' else '9.19.0'}, got {text!r}."
             )
     return _target(_plan_store.Target(gpu, int(compute_capability), cudnn))
+
+
+def check_compute_capability(value: Any) -> None:
+    """Raises ValueError if it can't be one."""
+    if not is_int(value) or value < 50:
+        raise ValueError(
+            f"compute_capability must be a number such as 90 for sm_90, got {value!r}."
+        )
 
 
 def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: bool = False) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_qconv import QTensor, prepack, qconv
-from jax_qconv._collect import problems_of
+from jax_qconv._collect import calls_of, problems_of
 
 PACKED = prepack(np.ones((3, 3, 16, 16), np.float32)).bind(x_scale=1.0, out_scale=1.0)
 X = jax.ShapeDtypeStruct((4, 8, 8, 16), jnp.int8)
@@ -114,6 +114,14 @@ def test_a_call_that_has_nothing_to_choose_is_passed_over():
     assert found(functools.partial(conv, implementation="reference"), x) == {}
     assert found(conv, x[:0]) == {}
     assert found(functools.partial(conv, implementation="cudnn"), x) == {4: 1}
+
+
+def test_calls_are_told_apart_by_the_plan_that_they_name():
+    def fn(x):
+        return conv(x), conv(x, plan="cudnn:1"), conv(x, implementation="reference"), conv(x)
+
+    assert {plan: n for (_, plan), n in calls_of(fn, X).items()} == {None: 2, "cudnn:1": 1}
+    assert found(fn, X) == {4: 2}
 
 
 def test_arguments_are_passed_as_they_are_written():

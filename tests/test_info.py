@@ -14,7 +14,7 @@ from jax_qconv import __main__, _info, _native
 
 GPU = types.SimpleNamespace(platform="gpu", id=0, device_kind="Test GPU")
 FOUND = {"cudnn": (9, 12, 0), "cudnn_error": None, "driver": (13, 0), "driver_error": None}
-FOUND["nvrtc_error"] = None
+FOUND |= {"nvrtc_error": None, "loaded_kernels": False}
 
 
 @pytest.fixture
@@ -116,6 +116,15 @@ def test_own_kernels_need_a_compiler_but_no_cudnn(installation):
     assert jax_qconv.info().engines["depthwise"] == "usable"
     installation(libraries={**FOUND, "nvrtc_error": "no NVRTC"})
     assert "no NVRTC" in engine_row("cudnn") and "no NVRTC" in engine_row("depthwise")
+
+
+def test_loaded_kernels_do_without_a_compiler_and_the_limit_is_told(installation):
+    installation(libraries={**FOUND, "nvrtc_error": "no NVRTC", "loaded_kernels": True})
+    for engine in ("cudnn", "depthwise"):
+        state = jax_qconv.info().engines[engine]
+        assert state == "usable with the kernels that were loaded only (no NVRTC)"
+    installation(libraries={**FOUND, "loaded_kernels": True})
+    assert jax_qconv.info().engines["depthwise"] == "usable"
 
 
 def test_without_a_gpu_the_way_to_one_is_told(installation):

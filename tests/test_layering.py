@@ -51,6 +51,7 @@ MODULES = [
     "_conv",
     "_linear",
     "_collect",
+    "_kernels",
     "_networks",
     "_tune",
     "_choices",
