@@ -12,7 +12,7 @@ constexpr int64_t kRows = 0, kCols = 1, kRun = 2;  // knobs
 constexpr int64_t kWarpRows = 32, kWarpCols = 64;  // outputs of a warp, as the kernel has them
 constexpr int64_t kStep = 32;                      // channels of x in a product
 constexpr int64_t kMostShared = 227 * 1024;        // bytes that a block can have, of sm_90
-constexpr int64_t kMostTerms = 512;                // beyond, cuDNN is as fast
+constexpr int64_t kMostTerms = 128;                // beyond, cuDNN was faster
 constexpr int64_t kFewBlocks = 132;                // that a large GPU needs to be busy
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -36,7 +36,7 @@ int64_t Threads(const Tile& tile) { return tile.rows / kWarpRows * (tile.cols / 
 std::string WhyNot(const Problem& p, const Tile& tile) {
   if (!IsPointwise(p)) {
     return "it is for 1x1 convolutions to int8 without groups, strides or padding, from a multiple "
-           "of 32 channels up to 512 to a multiple of 64, and activations that are exact";
+           "of 32 channels up to 128 to a multiple of 64, and activations that are exact";
   }
   if (tile.rows < kWarpRows || tile.rows % kWarpRows || tile.cols < kWarpCols ||
       tile.cols % kWarpCols || tile.run < 1 || Threads(tile) > 1024) {

@@ -14,6 +14,12 @@
 //
 // The blocks of all channels of a tile run at the same time, so that its inputs come from memory
 // once.
+//
+// Measured on an H100, batch 128 (tests/bench/results/h100/rankings.json): 64 -> 256 channels at
+// 56x56 takes 91.7 us with a residual (85 % of the speed of a copy; cuDNN's best 147.6) and 55.3
+// without (78 %; 95.2), 128 -> 512 at 28x28 51.3 (76 %; 78.5) and 38.4 (56 %; 44.4). From 256
+// channels on cuDNN is as fast: there shared memory holds one block only, and reading it costs as
+// much as the products.
 
 namespace jax_qconv {
 

@@ -118,7 +118,7 @@ def pointwise(c: int, k: int, *, size=28, n=32, **fields) -> str:
 POINTWISE = {
     "64": pointwise(64, 64),
     "expansion": pointwise(64, 256, size=56, residual=True),
-    "long": pointwise(512, 256, residual=True, residual_zero_point=True, activation_first=True),
+    "long": pointwise(128, 256, residual=True, residual_zero_point=True, activation_first=True),
     "zero-point": pointwise(32, 192, offset="channel", activation="prelu"),
     "hard-swish": pointwise(96, 128, activation="hard_swish", requantize=True),
     "leaky": pointwise(128, 512, activation="leaky_relu", slope=0.1, residual=True),
@@ -163,7 +163,7 @@ DENSE += "activation=none slope=0.0 residual=0"
         (POINTWISE["64"], "pointwise:0:rows=48,cols=64,run=1", "rows must be a multiple of 32"),
         (POINTWISE["64"], "pointwise:0:rows=64,cols=128,run=1", "divide the 64 output channels"),
         (POINTWISE["64"], "pointwise:1:rows=64,cols=64,run=1", "there is pointwise:0"),
-        (POINTWISE["long"], "pointwise:0:rows=256,cols=256,run=1", "too large for shared memory"),
+        (POINTWISE["long"], "pointwise:0:rows=512,cols=64,run=1", "too large for shared memory"),
         (TILED["3x3"], "depthwise:0", "needs both rows= and cols="),
         (TILED["3x3"], "depthwise:0:rows=0,cols=1", "must be from 1 to"),
         (TILED["3x3"], "depthwise:0:rows=7,cols=56", "too large for the registers"),

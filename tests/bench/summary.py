@@ -173,17 +173,17 @@ def _of_network(network: str, found: dict[str, Any]) -> dict[str, Any]:
         rows = {row["system"]: row for row in found["rows"] if row["batch"] == batch}
         timed = {name: row for name, row in rows.items() if "ms" in row}
         key = f"{network}.b{batch}"
-        ours = min((n for n in OURS if n in timed), key=lambda n: timed[n]["ms"], default="int8")
+        ours = min((n for n in OURS if n in timed), key=lambda n: timed[n]["ms"], default=None)
+        if ours is not None:
+            figures |= {f"{key}.{k}": timed[ours][k] for k in ("ms", "images_per_s")}
         for name, row in timed.items():
-            own = key if name == ours else f"{key}.{name}"
-            separator = "." if name == ours else "_"
-            figures |= {f"{own}{separator}{k}": row[k] for k in ("ms", "images_per_s")}
+            figures |= {f"{key}.{name}_{k}": row[k] for k in ("ms", "images_per_s")}
             if name.startswith("int8") and "host_us" in row:
                 figures[f"{key}.{name}_host_us"] = row["host_us"]
         for name, other in COMPARED.items():
             ways = [timed[f"{name}{way}"] for way in WAYS if f"{name}{way}" in timed]
-            faster = timed["int8"]["ms"] / timed[ours]["ms"] if "int8" in timed else 1.0
-            speedups = [row["speedup_of_int8"] * faster for row in ways if "int8_ms" in row]
+            faster = timed["int8"]["ms"] / timed[ours]["ms"] if "int8" in timed and ours else 1.0
+            speedups = [row["speedup_of_int8"] * faster for row in ways if "speedup_of_int8" in row]
             if speedups:
                 figures[f"{key}.speedup_vs_{other}"] = round(min(speedups), 4)
             if name == "bf16" and ways:
