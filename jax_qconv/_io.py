@@ -65,7 +65,7 @@ def save(
     Arrays that are sharded over devices of this process are gathered. With several processes let
     one of them save.
 
-    Needs safetensors: ``pip install 'safetensors>=0.4'``, the extra ``io``.
+    Needs safetensors: ``pip install 'safetensors>=0.4.5'``, the extra ``io``.
 
     Args:
         path: of the file to write, by custom ``.safetensors``.
@@ -213,7 +213,7 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "save and load need safetensors: `pip install 'safetensors>=0.4'` (the extra `io` of "
+            "save and load need safetensors: `pip install 'safetensors>=0.4.5'` (the extra `io` of "
             "jax_qconv)."
         ) from error
     return safetensors

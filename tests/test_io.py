@@ -240,7 +240,7 @@ def test_without_safetensors_the_error_says_what_to_install(file, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     for call in (lambda: jax_qconv.save(file, PACK), lambda: jax_qconv.load(file)):
-        with pytest.raises(ImportError, match=r"pip install 'safetensors>=0\.4'"):
+        with pytest.raises(ImportError, match=r"pip install 'safetensors>=0\.4\.5'"):
             call()
     assert jax_qconv.read_header(file).note == "n"
 

@@ -216,12 +216,18 @@ def test_a_header_that_does_not_fit_is_named(change, words, file):
             lambda a: a.update({"conv.weight": a["conv.weight"].astype(np.int32)}),
             r"conv.weight is int32\[8, 3, 3, 8\], but must be int8\[8, 3, 3, 8\]",
         ),
-        (lambda a: a.update(c=np.ones(2, np.complex64)), "c is of dtype C64"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(change, words, file):
     rewritten(file, arrays=change)
     with pytest.raises(ValueError, match=rf"(?s)net\.safetensors.*({words})"):
+        jax_qconv.load(file)
+
+
+def test_a_dtype_of_others_is_named(file, monkeypatch):
+    rewritten(file)
+    monkeypatch.delitem(_trees.DTYPES, "bfloat16")
+    with pytest.raises(ValueError, match=r"b\.0 is of dtype BF16, which jax_qconv doesn't save"):
         jax_qconv.load(file)
 
 
