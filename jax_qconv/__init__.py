@@ -8,6 +8,7 @@ from jax_qconv._binding import Binding
 from jax_qconv._conv import qconv
 from jax_qconv._elementwise import qadd, qmul
 from jax_qconv._info import Info, info
+from jax_qconv._io import Header, load, read_header, save
 from jax_qconv._kernels import export_kernels, load_kernels
 from jax_qconv._linear import prepack_linear, qlinear
 from jax_qconv._merges import tune_merges
@@ -33,6 +34,7 @@ __all__ = [
     "Activation",
     "Binding",
     "EngineUnavailableError",
+    "Header",
     "Info",
     "PackedConv",
     "QTensor",
@@ -42,6 +44,7 @@ __all__ = [
     "dequantize",
     "export_kernels",
     "info",
+    "load",
     "load_kernels",
     "prepack",
     "prepack_linear",
@@ -63,7 +66,9 @@ __all__ = [
     "qresize",
     "quantize",
     "quantize_image",
+    "read_header",
     "requantize",
+    "save",
     "target",
     "tune",
     "tune_merges",

@@ -30,6 +30,9 @@ MODULES = [
     "_groups",
     "_zero_point",
     "_packed_conv",
+    "_nodes",
+    "_trees",
+    "_like",
     "_pack",
     "_reference",
     "_window",  # where windows lie: no arrays
@@ -52,6 +55,7 @@ MODULES = [
     "_linear",
     "_collect",
     "_kernels",
+    "_io",
     "_networks",
     "_tune",
     "_choices",
@@ -138,6 +142,8 @@ def test_the_core_needs_few_packages(module):
     allowed = REQUIRED | {"jax_qconv"}
     if module in ("_flax", "linen", "nnx"):
         allowed.add("flax")
+    if module == "_io":
+        allowed.add("safetensors")
     assert roots - allowed == set()
 
 
