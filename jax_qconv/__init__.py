@@ -18,6 +18,7 @@ from jax_qconv._packed_conv import PackedConv
 from jax_qconv._plans import target
 from jax_qconv._pool import qadaptive_avg_pool, qavg_pool, qglobal_avg_pool, qmax_pool
 from jax_qconv._quantize import QTensor, dequantize, quantize, quantize_image
+from jax_qconv._quantize_model import QuantizedModel, quantize_model
 from jax_qconv._rearrange import (
     qchannel_shuffle,
     qconcat,
@@ -25,7 +26,9 @@ from jax_qconv._rearrange import (
     qpixel_shuffle,
     qpixel_unshuffle,
 )
+from jax_qconv._report import LayerReport, Report, report
 from jax_qconv._resize import qresize
+from jax_qconv._rules import Rule
 from jax_qconv._table import qactivation, qgelu, requantize
 from jax_qconv._tune import tune
 from jax_qconv._tuning import Tuned, TuningError
@@ -36,8 +39,12 @@ __all__ = [
     "EngineUnavailableError",
     "Header",
     "Info",
+    "LayerReport",
     "PackedConv",
     "QTensor",
+    "QuantizedModel",
+    "Report",
+    "Rule",
     "Tuned",
     "TuningError",
     "Unpacked",
@@ -66,7 +73,9 @@ __all__ = [
     "qresize",
     "quantize",
     "quantize_image",
+    "quantize_model",
     "read_header",
+    "report",
     "requantize",
     "save",
     "target",

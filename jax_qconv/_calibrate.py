@@ -1,0 +1,149 @@
+"""Calibration: a float network is shown data, and observers find the range of each int8 value."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_qconv._network import Network
+from jax_qconv._op_nodes import RealNode
+from jax_qconv._range import scale_of
+from jax_qconv._rules import RuleBook
+from jax_qconv._values import Quantisation, Values
+
+
+def calibrate(
+    find: Callable[..., Network],
+    parameters: Any,
+    batches: Iterable[Any],
+    rules: RuleBook,
+    *,
+    progress: bool,
+) -> tuple[dict[Any, Network], dict[int, Quantisation]]:
+    """Scale and zero point (or None) of each group of a network's int8 values.
+
+    Args:
+        find: the network for data of some shapes.
+        parameters: float ones.
+        batches: each an array, or a tuple of arguments.
+        rules: whose observers are asked.
+        progress: whether to show it on stderr.
+
+    Returns:
+        The networks by the shapes of data, and what was found.
+    """
+    networks: dict[Any, Network] = {}
+    states: dict[int, Any] | None = None
+    updates: dict[Any, Any] = {}
+    count = 0
+    for count, batch in enumerate(_checked(batches), 1):
+        data = batch if isinstance(batch, tuple) else (batch,)
+        key = str(jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data))
+        if key not in networks:
+            network = find(data=data)
+            _check(network, networks, data)
+            networks[key] = network
+            updates[key] = jax.jit(functools.partial(_update, network, _observers(network, rules)))
+        if states is None:
+            observers = _observers(networks[key], rules)
+            states = {group: observer.init() for group, observer in observers.items()}
+        states = updates[key](states, parameters, data)
+        if progress:
+            print(f"\rcalibration: {count} batches", end="", file=sys.stderr, flush=True)
+    if progress and count:
+        print(file=sys.stderr)
+    if states is None:
+        raise ValueError("batches is empty: calibration needs at least one batch of data.")
+    network = next(iter(networks.values()))
+    unused = rules.unused([*(layer.name for layer in network.layers), *network.skipped])
+    if unused:
+        warnings.warn(f"rules for {unused} fit no layer.", stacklevel=3)
+    makers = _makers(network)
+    found = {}
+    for group, seen in _finished(_observers(network, rules), states).items():
+        name = makers[group]
+        if int(seen.not_finite):
+            raise ValueError(
+                f"{name} made {int(seen.not_finite)} values that aren't finite while it was "
+                "calibrated; look for NaN in its data and weights."
+            )
+        scale, zero_point = scale_of(seen, asymmetric=rules.asymmetric(name))
+        found[group] = np.asarray(scale), None if zero_point is None else np.asarray(zero_point)
+    return networks, found
+
+
+def _finished(observers: dict[int, Any], states: dict[int, Any]) -> dict[int, Any]:
+    """What each group's observer found; those of a kind are asked together."""
+    alike: dict[Any, list[int]] = {}
+    for group, observer in observers.items():
+        alike.setdefault(observer, []).append(group)
+    found = {}
+    for observer, groups in alike.items():
+        stacked = jax.tree.map(lambda *v: jnp.stack(v), *(states[group] for group in groups))
+        ranges = jax.device_get(jax.jit(jax.vmap(observer.finish))(stacked))
+        for i, group in enumerate(groups):
+            found[group] = jax.tree.map(lambda v, i=i: v[i], ranges)
+    return found
+
+
+def _checked(batches: Iterable[Any]) -> Iterable[Any]:
+    if hasattr(batches, "shape") or isinstance(batches, str | dict):
+        raise TypeError(
+            f"batches must be an iterable of batches, got {type(batches).__name__}; wrap a single "
+            "batch in a list."
+        )
+    return batches
+
+
+def _check(network: Network, networks: dict[Any, Network], data: Any) -> None:
+    if not network.layers and not network.skipped:
+        whys = {n.why for n in network.nodes if isinstance(n, RealNode) and n.why}
+        raise ValueError(
+            "the function has no convolution or product with weights that can run in int8"
+            + (f" ({'; '.join(sorted(whys))})." if whys else ".")
+        )
+    for other in networks.values():
+        if len(other.graph.avals) != len(network.graph.avals):
+            shapes = jax.tree.map(jnp.shape, data)
+            raise ValueError(
+                f"the function does other things for data of shape {shapes} than for the first "
+                "batch; calibrate with batches that take the same way."
+            )
+
+
+def _makers(network: Network) -> dict[int, str]:
+    """For each group a name: of the node that makes its first value, or of the data."""
+    by_value = {getattr(n, "out", None): getattr(n, "name", "") for n in network.nodes}
+    return {
+        group: next(filter(None, (by_value.get(v) for v in values)), "the input")
+        for group, values in network.observed.items()
+    }
+
+
+def _observers(network: Network, rules: RuleBook) -> dict[int, Any]:
+    return {group: rules.observer(name) for group, name in _makers(network).items()}
+
+
+def _update(
+    network: Network, observers: dict[int, Any], states: dict[int, Any], parameters: Any, data: Any
+) -> dict[int, Any]:
+    graph = network.graph
+    known = dict(zip(graph.parameters, jax.tree.leaves(parameters), strict=True))
+    known |= zip(graph.data, jax.tree.leaves(data), strict=True)
+    values = Values(graph, known)
+    for place in range(len(graph.steps)):
+        values.run(place)
+    found = {}
+    for group, numbers in network.observed.items():
+        state = states[group]
+        for number in numbers:
+            state = observers[group].update(state, values.real(number))
+        found[group] = state
+    return found

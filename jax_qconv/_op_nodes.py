@@ -1,0 +1,261 @@
+"""What runs in int8 between the convolutions of a network, and what runs on real numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_qconv import _steps, _table
+from jax_qconv._activation import Activation
+from jax_qconv._elementwise import qadd, qmul
+from jax_qconv._graph import Const, Graph, Step
+from jax_qconv._pool import qavg_pool, qglobal_avg_pool, qmax_pool
+from jax_qconv._quantize import QTensor
+from jax_qconv._rearrange import qconcat, qpad
+from jax_qconv._regions import Region
+from jax_qconv._values import Held, Quantisation, Values, padded
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpNode:
+    """An operation of int8 values.
+
+    Attributes:
+        name: of the layer.
+        places: of the steps that it stands for.
+        inputs: numbers of the values that depend on data.
+        out: number of its output.
+        step: the first of its steps.
+    """
+
+    name: str
+    places: tuple[int, ...]
+    inputs: tuple[int, ...]
+    out: int
+    step: Step
+
+    keeps_scale = False
+    """Whether the output has the scale and zero point of all inputs."""
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        """Leave the output among the values; ``out`` is how it is to be quantised."""
+        raise NotImplementedError
+
+
+class MaxPool(OpNode):
+    """The largest of each window."""
+
+    keeps_scale = True
+
+    @classmethod
+    def why_not(cls, step: Step, graph: Graph) -> str | None:
+        """What keeps a ``reduce_window_max`` from being one."""
+        return _why_no_window(step)
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        x = values.held(self.inputs[0], _channels_last(self.step))
+        q = qmax_pool(x.q, **_window(self.step, x.axes), dilation=_inner(self.step, x.axes))
+        values.set_held(self.out, Held(q, x.axes))
+
+
+class AvgPool(OpNode):
+    """The mean of each window, padding counted as zeros."""
+
+    @classmethod
+    def why_not(cls, step: Step, graph: Graph) -> str | None:
+        """What keeps a ``reduce_window_sum`` from being one."""
+        if any(n > 1 for n in step.params["window_dilation"]):
+            return "its window is dilated"
+        return _why_no_window(step)
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        x = values.held(self.inputs[0], _channels_last(self.step))
+        scale, zero_point = out
+        q = qavg_pool(x.q, **_window(self.step, x.axes), out_scale=scale, out_zero_point=zero_point)
+        values.set_held(self.out, Held(q, x.axes))
+
+
+class GlobalAvgPool(OpNode):
+    """The mean over all spatial axes."""
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        reduced = tuple(self.step.params["axes"])
+        x = values.held(self.inputs[0])
+        scale, zero_point = out
+        q = qglobal_avg_pool(x.q, out_scale=scale, out_zero_point=zero_point)
+        left = [axis for axis in range(len(x.axes)) if axis not in reduced]
+        axes = tuple(left.index(axis) for axis in x.axes if axis in left)
+        values.set_held(self.out, Held(q, axes))
+
+
+class Concat(OpNode):
+    """Values side by side."""
+
+    keeps_scale = True
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        first = values.held(self.inputs[0])
+        # All are of one group, so these are the same numbers, of whatever leaf.
+        parts = [
+            dataclasses.replace(
+                values.int8(number, first.axes), scale=first.q.scale, zero_point=first.q.zero_point
+            )
+            for number in self.inputs
+        ]
+        at = first.axes.index(self.step.params["dimension"])
+        q = qconcat(parts, axis=-1 if at == len(first.axes) - 1 else at)
+        values.set_held(self.out, Held(q, first.axes))
+
+
+class Pad(OpNode):
+    """Zeros around the spatial axes."""
+
+    keeps_scale = True
+
+    @classmethod
+    def why_not(cls, step: Step, graph: Graph) -> str | None:
+        """What keeps a ``pad`` from being one."""
+        pads = step.params["padding_config"]
+        if not is_zero(step.inputs[1]):
+            return "it pads with something else than zero"
+        if any(low < 0 or high < 0 or inner for low, high, inner in pads):
+            return "it cuts off, or pads between elements"
+        return None
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        x = values.held(self.inputs[0])
+        pads = [self.step.params["padding_config"][axis] for axis in x.axes]
+        q = qpad(x.q, [(low, high) for low, high, _ in pads[1:-1]])
+        values.set_held(self.out, Held(q, x.axes))
+
+
+class Reshape(OpNode):
+    """The same elements in another shape; of a transposition, only their order is noted."""
+
+    keeps_scale = True
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        x = values.held(self.inputs[0])
+        if self.step.name == "transpose":
+            order = tuple(self.step.params["permutation"])
+            values.set_held(self.out, Held(x.q, tuple(order.index(axis) for axis in x.axes)))
+            return
+        straight = tuple(range(len(x.axes)))
+        q = x.stored(straight)
+        shape = values.graph.shape(self.out)
+        flat = q.unpadded().reshape(shape)
+        q = dataclasses.replace(q, values=flat, channels=shape[-1])
+        values.set_held(self.out, Held(padded(q), tuple(range(len(shape)))))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Binary(OpNode):
+    """The sum or product of two values, broadcast, and an activation.
+
+    Attributes:
+        activation: that follows, or None.
+    """
+
+    activation: Activation | None = None
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        axes = values.held(self.inputs[0]).axes
+        a, b = (values.int8(number, axes) for number in self.inputs)
+        op = {"add": qadd, "mul": qmul}[self.step.name]
+        scale, zero_point = out
+        q = op(a, b, out_scale=scale, out_zero_point=zero_point, activation=self.activation)
+        values.set_held(self.out, Held(q, axes))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lookup(OpNode):
+    """Any function of each element: a table of 256 entries.
+
+    Attributes:
+        region: the function.
+    """
+
+    region: Region
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        x = values.held(self.inputs[0])
+        scale, zero_point = out
+        integers = jnp.arange(256, dtype=jnp.uint8).view(jnp.int8).astype(jnp.float32)
+        zero = jnp.float32(0 if x.q.zero_point is None else x.q.zero_point)
+        reals = self.region((integers - zero) * x.q.scale)
+        with jax.enable_x64(True):
+            steps = _steps.wide(jnp, reals) * _steps.ratio(np.float64(1), over=[scale])
+            entries = _steps.to_int8(jnp, steps, zero_point)
+        q = QTensor(_table.lookup(entries, x.q.values), scale, zero_point, x.q.channels)
+        values.set_held(self.out, Held(q, x.axes))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RealNode:
+    """A step on real numbers.
+
+    Attributes:
+        places: its place.
+        inputs: numbers of the values that depend on data.
+        step: it.
+        why: why it isn't int8, where one might expect it.
+    """
+
+    places: tuple[int, ...]
+    inputs: tuple[int, ...]
+    step: Step
+    why: str | None = None
+
+
+def is_zero(ref: Any) -> bool:
+    """Whether an operand is the constant zero."""
+    return isinstance(ref, Const) and bool(np.all(np.asarray(ref.value) == 0))
+
+
+def is_count(ref: Any, count: int, *, divided: bool) -> bool:
+    """Whether dividing by a constant (or multiplying with it) makes a mean of a sum."""
+    if not isinstance(ref, Const) or ref.shape != ():
+        return False
+    value = float(np.asarray(ref.value, np.float64))
+    return math.isclose(value, count if divided else 1 / count, rel_tol=1e-6)
+
+
+def _why_no_window(step: Step) -> str | None:
+    p = step.params
+    if any(n > 1 for n in p["base_dilation"]):
+        return "its input is dilated"
+    if len(p["window_dimensions"]) not in (3, 4, 5):
+        return "it hasn't one to three spatial axes"
+    still = [
+        axis
+        for axis, sizes in enumerate(zip(p["window_dimensions"], p["window_strides"], strict=True))
+        if sizes == (1, 1) and tuple(p["padding"][axis]) == (0, 0)
+    ]
+    return None if 0 in still and len(still) > 1 else "it pools over batch or channels"
+
+
+def _channels_last(step: Step) -> tuple[int, ...]:
+    """Of the axes that a window leaves alone the last one is taken for the channels."""
+    rank = len(step.params["window_dimensions"])
+    for axis in range(rank - 1, 0, -1):
+        if step.params["window_dimensions"][axis] == 1:
+            return (*(i for i in range(rank) if i != axis), axis)
+    return tuple(range(rank))
+
+
+def _window(step: Step, axes: tuple[int, ...]) -> dict[str, Any]:
+    p, spatial = step.params, axes[1:-1]
+    return {
+        "window": tuple(p["window_dimensions"][axis] for axis in spatial),
+        "strides": tuple(p["window_strides"][axis] for axis in spatial),
+        "padding": tuple(tuple(p["padding"][axis]) for axis in spatial),
+    }
+
+
+def _inner(step: Step, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(step.params["window_dilation"][axis] for axis in axes[1:-1])

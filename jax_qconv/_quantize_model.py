@@ -1,0 +1,185 @@
+"""`quantize_model`: a float network, shown a few batches, becomes an int8 one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_qconv._calibrate import calibrate
+from jax_qconv._conv_node import ConvNode
+from jax_qconv._graph import trace
+from jax_qconv._network import Network, names_of
+from jax_qconv._observers import Observer
+from jax_qconv._rules import Rule, RuleBook
+from jax_qconv._values import Quantisation, Values
+
+_SUFFIXES = ("/kernel", "/weight", "/w", "/embedding")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedModel:
+    """A network whose convolutions run in int8; made by `quantize_model`.
+
+    Call it as the float function, with packed parameters: ``model(model.params, x)``, under
+    `jax.jit` or not.
+
+    Attributes:
+        function: the float function.
+        params: packed parameters: a pytree of ``"layers"``, a `PackedConv` for each layer,
+            ``"scales"`` and ``"zero_points"`` of values between them, and ``"real"``, parameters
+            that are used as they are.
+        quantisation: scale and zero point (or None) of each group of int8 values.
+    """
+
+    function: Callable[..., Any]
+    params: dict[str, Any]
+    quantisation: dict[int, Quantisation]
+    _parameter_shapes: Any
+    _rules: RuleBook
+    _networks: dict[Any, Network] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, params: dict[str, Any], *data: Any, **engine: Any) -> Any:
+        """The result of the network in int8.
+
+        Args:
+            params: packed parameters.
+            data: as the float function takes it.
+            engine: ``implementation=`` and ``autotune=`` of `qconv`.
+        """
+        values = self.run(params, *data, **engine)
+        graph = values.graph
+        outs = [values.real(ref) for ref in graph.outputs]
+        return jax.tree.unflatten(graph.out_tree, outs)
+
+    def run(self, params: dict[str, Any], *data: Any, **engine: Any) -> Values:
+        """All values of the network, as `__call__` computes them."""
+        network = self.network(*data)
+        graph = network.graph
+
+        def quantisation(value: int) -> Quantisation:
+            key = str(network.group[value])
+            return params["scales"][key], params["zero_points"].get(key)
+
+        known = dict(zip(graph.data, jax.tree.leaves(data), strict=True))
+        known |= {number: params["real"][name] for number, name in self._real(network)}
+        values = Values(graph, known, quantisation)
+        for node in network.nodes:
+            if isinstance(node, ConvNode):
+                node.run(values, params["layers"][node.name], **engine)
+            elif network.runs_in_int8(node):
+                out = (None, None) if node.keeps_scale else quantisation(node.out)
+                node.run(values, out)
+            else:
+                for place in node.places:
+                    values.run(place)
+        return values
+
+    def pack(self, parameters: Any) -> dict[str, Any]:
+        """Packed parameters for float ones, at the scales of the calibration. Can be jitted."""
+        network = next(iter(self._networks.values()))
+        graph = network.graph
+        leaves = jax.tree.leaves(parameters)
+        values = Values(graph, dict(zip(graph.parameters, leaves, strict=True)))
+
+        def quantisation(value: int) -> Quantisation:
+            return self.quantisation[network.group[value]]
+
+        layers = {}
+        for node in network.layers:
+            out: dict[str, Any] = {"out_dtype": graph.avals[node.out].dtype}
+            if node.out in network.int8:
+                scale, zero_point = quantisation(node.out)
+                out = {"out_scale": scale, "out_zero_point": zero_point}
+            layers[node.name] = node.pack(
+                values, quantisation, per_channel=self._rules.per_channel(node.name), **out
+            )
+        found = {str(group): self.quantisation[group] for group in network.rescaled}
+        return {
+            "layers": layers,
+            "scales": {key: jnp.float32(scale) for key, (scale, _) in found.items()},
+            "zero_points": {key: jnp.int32(z) for key, (_, z) in found.items() if z is not None},
+            "real": {name: values.real(number) for number, name in self._real(network)},
+        }
+
+    def network(self, *data: Any) -> Network:
+        """What was found in the function, for data of these shapes."""
+        shapes = jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data)
+        key = str(shapes)
+        if key not in self._networks:
+            self._networks[key] = analyse(self.function, self._parameter_shapes, data, self._rules)
+        return self._networks[key]
+
+    def _real(self, network: Network) -> list[tuple[int, str]]:
+        names = names_of(self._parameter_shapes, network.graph)
+        return [(number, names[number]) for number in sorted(network.real_parameters)]
+
+
+def analyse(
+    function: Callable[..., Any], parameters: Any, data: tuple[Any, ...], rules: RuleBook
+) -> Network:
+    """What there is in a function."""
+    graph = trace(function, parameters, *data)
+    names = {number: _layer_name(path) for number, path in names_of(parameters, graph).items()}
+    return Network.make(graph, names, rules.skips)
+
+
+def _layer_name(path: str) -> str:
+    for suffix in _SUFFIXES:
+        path = path.removesuffix(suffix)
+    return path
+
+
+def quantize_model(
+    function: Callable[..., Any],
+    parameters: Any,
+    batches: Iterable[Any],
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | str = "mse",
+    asymmetric: bool = False,
+    per_channel: bool = True,
+    progress: bool = True,
+) -> QuantizedModel:
+    """Make an int8 network of a float one.
+
+    The function is traced, not changed: any JAX function of a pytree of parameters and of data, of
+    Flax, Equinox, Haiku or none. Convolutions and products with weights are found, and what
+    follows them is folded in: biases, batch norms, residuals, activations. int8 flows between
+    them, through pooling, concatenation, reshaping and any function of single elements; all else
+    stays as it is.
+
+    Args:
+        function: ``function(parameters, *data)``.
+        parameters: a pytree of float arrays.
+        batches: calibration data: an iterable of batches, each an array (or pytree) that is the
+            only argument after the parameters, or a tuple of several.
+        rules: exceptions for single layers; see `Rule`.
+        observer: what decides on the ranges of activations: ``"absmax"``, ``"minmax"``,
+            ``"moving_average"``, ``"percentile"``, ``"percentile:99.9"``, ``"entropy"``,
+            ``"mse"``, or an `Observer`.
+        asymmetric: whether activations get zero points.
+        per_channel: whether each output channel of a layer has its own weight scale.
+        progress: whether to show it on stderr.
+
+    Returns:
+        A `QuantizedModel`.
+
+    Raises:
+        ValueError: if there is no calibration data, if the function has no convolution or product
+            with weights, if data or weights aren't finite (naming the layer), or if the shapes of
+            batches don't fit.
+        TypeError: on a wrong rule or observer.
+    """
+    book = RuleBook.make(rules, per_channel=per_channel, asymmetric=asymmetric, observer=observer)
+    shapes = jax.tree.map(
+        lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), parameters
+    )
+    find = functools.partial(analyse, function, shapes, rules=book)
+    networks, quantisation = calibrate(find, parameters, batches, book, progress=progress)
+    model = QuantizedModel(function, {}, quantisation, shapes, book, networks)
+    return dataclasses.replace(model, params=model.pack(parameters))
