@@ -73,8 +73,11 @@ def least_squares(masses: jax.Array, edges: jax.Array, ends: jax.Array) -> jax.A
 
     def round_of(_: int, sides: jax.Array) -> jax.Array:
         def error(below: jax.Array, above: jax.Array) -> jax.Array:
-            step = (below + above) / 255
-            return _squares(masses[1], edges, step, below) + _squares(masses[0], edges, step, above)
+            step = _positive((below + above) / 255)
+            # The zero point is whole: what can be represented ends at whole steps.
+            steps = jnp.round(below / step)
+            negative = _squares(masses[1], edges, step, steps * step)
+            return negative + _squares(masses[0], edges, step, (255 - steps) * step)
 
         above = best(widest[1], lambda t: error(sides[0], t))
         below = best(widest[0], lambda t: error(t, above))
@@ -87,8 +90,7 @@ def least_squares(masses: jax.Array, edges: jax.Array, ends: jax.Array) -> jax.A
 
 def _squares(masses: jax.Array, edges: jax.Array, step: jax.Array, limit: jax.Array) -> jax.Array:
     """The squared error of magnitudes rounded to steps, and clipped beyond the limit: a sum."""
-    # Without a step nothing is rounded, and all is clipped.
-    step = jnp.where(step > 0, step, 1)
+    step = _positive(step)
 
     def integral(x: jax.Array) -> jax.Array:
         steps = jnp.minimum(x, limit) / step
@@ -100,6 +102,11 @@ def _squares(masses: jax.Array, edges: jax.Array, step: jax.Array, limit: jax.Ar
     width = jnp.diff(edges)
     mean = jnp.diff(integral(edges)) / jnp.where(width > 0, width, 1)
     return (masses * mean).sum()
+
+
+def _positive(step: jax.Array) -> jax.Array:
+    """The step, or any other where all is zero."""
+    return jnp.where(step > 0, step, 1.0)
 
 
 def least_divergence(masses: jax.Array, edges: jax.Array) -> jax.Array:
