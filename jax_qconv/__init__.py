@@ -13,6 +13,15 @@ from jax_qconv._kernels import export_kernels, load_kernels
 from jax_qconv._linear import prepack_linear, qlinear
 from jax_qconv._merges import tune_merges
 from jax_qconv._native import EngineUnavailableError
+from jax_qconv._observers import (
+    MSE,
+    AbsMax,
+    Entropy,
+    MinMax,
+    MovingAverage,
+    Observer,
+    Percentile,
+)
 from jax_qconv._pack import Unpacked, prepack, unpack
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._plans import target
@@ -34,13 +43,20 @@ from jax_qconv._tune import tune
 from jax_qconv._tuning import Tuned, TuningError
 
 __all__ = [
+    "MSE",
+    "AbsMax",
     "Activation",
     "Binding",
     "EngineUnavailableError",
+    "Entropy",
     "Header",
     "Info",
     "LayerReport",
+    "MinMax",
+    "MovingAverage",
+    "Observer",
     "PackedConv",
+    "Percentile",
     "QTensor",
     "QuantizedModel",
     "Report",
