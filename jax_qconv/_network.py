@@ -12,7 +12,7 @@ import jax
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._fuse import Node, Skip, nodes
 from jax_qconv._graph import Graph, Ref
-from jax_qconv._op_nodes import OpNode
+from jax_qconv._op_nodes import OpNode, RealNode
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,10 +41,9 @@ class Network:
         wanted = _wanted(found)
         int8: set[int] = set()
         for node in found:
-            is_int8 = isinstance(node, ConvNode) or (
-                isinstance(node, OpNode) and int8.issuperset(node.inputs)
-            )
-            if is_int8 and node.out in wanted and node.out not in graph.outputs:
+            if isinstance(node, RealNode) or node.out not in wanted or node.out in graph.outputs:
+                continue
+            if isinstance(node, ConvNode) or int8.issuperset(node.inputs):
                 int8.add(node.out)
         return cls(graph, tuple(found), frozenset(int8), _groups(found, int8), tuple(skipped))
 

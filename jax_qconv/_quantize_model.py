@@ -15,6 +15,7 @@ from jax_qconv._conv_node import ConvNode
 from jax_qconv._graph import trace
 from jax_qconv._network import Network, names_of
 from jax_qconv._observers import Observer
+from jax_qconv._op_nodes import OpNode
 from jax_qconv._rules import Rule, RuleBook
 from jax_qconv._values import Quantisation, Values
 
@@ -34,14 +35,17 @@ class QuantizedModel:
             ``"scales"`` and ``"zero_points"`` of values between them, and ``"real"``, parameters
             that are used as they are.
         quantisation: scale and zero point (or None) of each group of int8 values.
+        parameter_shapes: shapes and dtypes of the float parameters.
+        rules: that it was made by.
+        networks: what was found in the function, by the shapes of data.
     """
 
     function: Callable[..., Any]
     params: dict[str, Any]
     quantisation: dict[int, Quantisation]
-    _parameter_shapes: Any
-    _rules: RuleBook
-    _networks: dict[Any, Network] = dataclasses.field(default_factory=dict)
+    parameter_shapes: Any
+    rules: RuleBook
+    networks: dict[Any, Network] = dataclasses.field(default_factory=dict)
 
     def __call__(self, params: dict[str, Any], *data: Any, **engine: Any) -> Any:
         """The result of the network in int8.
@@ -71,7 +75,7 @@ class QuantizedModel:
         for node in network.nodes:
             if isinstance(node, ConvNode):
                 node.run(values, params["layers"][node.name], **engine)
-            elif network.runs_in_int8(node):
+            elif isinstance(node, OpNode) and network.runs_in_int8(node):
                 out = (None, None) if node.keeps_scale else quantisation(node.out)
                 node.run(values, out)
             else:
@@ -81,7 +85,7 @@ class QuantizedModel:
 
     def pack(self, parameters: Any) -> dict[str, Any]:
         """Packed parameters for float ones, at the scales of the calibration. Can be jitted."""
-        network = next(iter(self._networks.values()))
+        network = next(iter(self.networks.values()))
         graph = network.graph
         leaves = jax.tree.leaves(parameters)
         values = Values(graph, dict(zip(graph.parameters, leaves, strict=True)))
@@ -96,7 +100,7 @@ class QuantizedModel:
                 scale, zero_point = quantisation(node.out)
                 out = {"out_scale": scale, "out_zero_point": zero_point}
             layers[node.name] = node.pack(
-                values, quantisation, per_channel=self._rules.per_channel(node.name), **out
+                values, quantisation, per_channel=self.rules.per_channel(node.name), **out
             )
         found = {str(group): self.quantisation[group] for group in network.rescaled}
         return {
@@ -110,12 +114,12 @@ class QuantizedModel:
         """What was found in the function, for data of these shapes."""
         shapes = jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data)
         key = str(shapes)
-        if key not in self._networks:
-            self._networks[key] = analyse(self.function, self._parameter_shapes, data, self._rules)
-        return self._networks[key]
+        if key not in self.networks:
+            self.networks[key] = analyse(self.function, self.parameter_shapes, data, self.rules)
+        return self.networks[key]
 
     def _real(self, network: Network) -> list[tuple[int, str]]:
-        names = names_of(self._parameter_shapes, network.graph)
+        names = names_of(self.parameter_shapes, network.graph)
         return [(number, names[number]) for number in sorted(network.real_parameters)]
 
 

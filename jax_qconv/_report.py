@@ -16,6 +16,7 @@ from jax_qconv._conv_node import ConvNode, macs
 from jax_qconv._graph import Step
 from jax_qconv._network import Network
 from jax_qconv._op_nodes import OpNode, RealNode
+from jax_qconv._quantize import QTensor
 from jax_qconv._quantize_model import QuantizedModel
 from jax_qconv._values import Values
 
@@ -32,7 +33,7 @@ class LayerReport:
         macs: multiply-accumulates for the data that was shown.
         scale: of an int8 output, real units per step.
         zero_point: of an int8 output, or None.
-        clipped: share of an int8 output at the ends of its range.
+        clipped: share of the float network's numbers that lie beyond the range of int8.
         sqnr_db: signal over the noise of quantisation, of the output against the float network's,
             errors of earlier layers included.
         mean_error: mean absolute difference to the float network.
@@ -117,7 +118,11 @@ def report(model: QuantizedModel, parameters: Any, batches: Iterable[Any]) -> Re
         data = batch if isinstance(batch, tuple) else (batch,)
         network = model.network(*data)
         found = jax.device_get(compare(parameters, model.params, data))
-        sums = found if sums is None else jax.tree.map(_join, sums, found)
+        sums = (
+            found
+            if sums is None
+            else jax.tree.map(_join, sums, found, is_leaf=lambda v: isinstance(v, _Sums))
+        )
     if network is None:
         raise ValueError("batches is empty: a report needs at least one batch of data.")
     layers = [
@@ -168,17 +173,25 @@ def _compare(model: QuantizedModel, parameters: Any, packed: Any, data: Any) -> 
     for i, node in enumerate(network.nodes):
         if isinstance(node, RealNode):
             continue
+        wanted = real.real(node.out)
         clipped = jnp.float32(0)
         if node.out in network.int8:
-            q = values.held(node.out).q.unpadded()
-            clipped = jnp.sum((q == 127) | (q <= -127)).astype(jnp.float32)
-        nodes[i] = _Sums.of(real.real(node.out), values.real(node.out), clipped)
+            q = values.held(node.out).q
+            clipped = _outside(wanted, q)
+        nodes[i] = _Sums.of(wanted, values.real(node.out), clipped)
     outputs = [_Sums.of(real.real(ref), values.real(ref), jnp.float32(0)) for ref in graph.outputs]
     total = outputs[0]
     for other in outputs[1:]:
         joined = jax.tree.map(jnp.add, total, other)
         total = dataclasses.replace(joined, worst=jnp.maximum(total.worst, other.worst))
     return {"nodes": nodes, "outputs": total}
+
+
+def _outside(real: Any, q: QTensor) -> jax.Array:
+    """How many real numbers lie beyond what the integers reach, by half a step or more."""
+    zero = jnp.float32(0 if q.zero_point is None else q.zero_point)
+    steps = jnp.asarray(real).astype(jnp.float32) / q.scale + zero
+    return jnp.sum((steps < -128.5) | (steps > 127.5)).astype(jnp.float32)
 
 
 def _sqnr(sums: _Sums) -> float:
@@ -219,7 +232,7 @@ def _layer(
         kind = "linear" if node.placement.linear else "conv"
         fields["macs"] = macs(node, graph)
     else:
-        kind = _KINDS.get(type(node).__name__, node.step.name)
+        kind = _KINDS.get(type(node).__name__) or str(node.step.name)
     why = (
         None
         if network.runs_in_int8(node) or not isinstance(node, OpNode)

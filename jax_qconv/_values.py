@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_qconv._graph import Const, Graph, Ref, apply
 from jax_qconv._quantize import QTensor, dequantize, quantize
@@ -29,7 +28,8 @@ class Held:
 
     def real(self, dtype: Any) -> jax.Array:
         """As the network has it, in real units."""
-        return jnp.transpose(dequantize(self.q, dtype), np.argsort(self.axes))
+        order = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        return jnp.transpose(dequantize(self.q, dtype), order)
 
     def stored(self, axes: Ints) -> QTensor:
         """In another order of axes; free if it is the same."""
