@@ -37,7 +37,7 @@ def made(parts, **options):
 
 
 def test_every_layer_is_told_with_its_error(parts):
-    model, found = made(parts)
+    _model, found = made(parts)
     a, b, mean, c = found.layers
     assert [layer.kind for layer in found.layers] == ["conv", "conv", "global average", "linear"]
     assert (a.name, b.name, c.name) == ("a", "b", "c")
@@ -76,7 +76,7 @@ def test_it_is_a_table_and_json(parts):
     assert lines[0].split()[:3] == ["layer", "kind", "out"] and len(lines) == 6
     assert lines[-1] == f"outputs: {found.output_sqnr_db:.1f} dB"
     fields = json.loads(found.to_json())
-    assert [layer["name"] for layer in fields["layers"]][0] == "a"
+    assert next(layer["name"] for layer in fields["layers"]) == "a"
 
 
 def test_no_data_is_refused(parts):
