@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import warnings
@@ -19,28 +20,44 @@ from jax_qconv._rules import RuleBook
 from jax_qconv._values import Quantisation, Values
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """What was learned of a network.
+
+    Attributes:
+        networks: what was found in the function, by the shapes of data.
+        quantisation: scale and zero point (or None) of each group of int8 values.
+        x_means: ``[C; float32]`` mean of each layer's input, by the layer's name; empty if it
+            isn't wanted.
+    """
+
+    networks: dict[Any, Network]
+    quantisation: dict[int, Quantisation]
+    x_means: dict[str, Any]
+
+
 def calibrate(
     find: Callable[..., Network],
     parameters: Any,
     batches: Iterable[Any],
     rules: RuleBook,
     *,
+    means: bool,
     progress: bool,
-) -> tuple[dict[Any, Network], dict[int, Quantisation]]:
-    """Scale and zero point (or None) of each group of a network's int8 values.
+) -> Calibration:
+    """Show a network data, and learn how its int8 values are to be quantised.
 
     Args:
         find: the network for data of some shapes.
         parameters: float ones.
         batches: each an array, or a tuple of arguments.
         rules: whose observers are asked.
+        means: whether to learn the mean of each layer's input.
         progress: whether to show it on stderr.
-
-    Returns:
-        The networks by the shapes of data, and what was found.
     """
     networks: dict[Any, Network] = {}
     states: dict[int, Any] | None = None
+    sums: Any = None
     updates: dict[Any, Any] = {}
     count = 0
     for count, batch in enumerate(_checked(batches), 1):
@@ -50,11 +67,13 @@ def calibrate(
             network = find(data=data)
             _check(network, networks, data)
             networks[key] = network
-            updates[key] = jax.jit(functools.partial(_update, network, _observers(network, rules)))
+            observers = _observers(network, rules)
+            updates[key] = jax.jit(functools.partial(_update, network, observers, means))
         if states is None:
             observers = _observers(networks[key], rules)
             states = {group: observer.init() for group, observer in observers.items()}
-        states = updates[key](states, parameters, data)
+        states, found_means = updates[key](states, parameters, data)
+        sums = found_means if sums is None else _averaged(sums, found_means)
         if progress:
             print(f"\rcalibration: {count} batches", end="", file=sys.stderr, flush=True)
     if progress and count:
@@ -76,7 +95,17 @@ def calibrate(
             )
         scale, zero_point = scale_of(seen, asymmetric=rules.asymmetric(name))
         found[group] = np.asarray(scale), None if zero_point is None else np.asarray(zero_point)
-    return networks, found
+    return Calibration(networks, found, {name: mean for name, (mean, _) in sums.items()})
+
+
+def _averaged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Means of two parts of the data, each with its count, as those of both."""
+    found = {}
+    for name, (mean, count) in a.items():
+        other, more = b[name]
+        total = count + more
+        found[name] = mean + (other - mean) * (more / total), total
+    return found
 
 
 def _finished(observers: dict[int, Any], states: dict[int, Any]) -> dict[int, Any]:
@@ -132,8 +161,14 @@ def _observers(network: Network, rules: RuleBook) -> dict[int, Any]:
 
 
 def _update(
-    network: Network, observers: dict[int, Any], states: dict[int, Any], parameters: Any, data: Any
-) -> dict[int, Any]:
+    network: Network,
+    observers: dict[int, Any],
+    means: bool,
+    states: dict[int, Any],
+    parameters: Any,
+    data: Any,
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """The states after a batch, and the means of the layers' inputs with their counts."""
     graph = network.graph
     known = dict(zip(graph.parameters, jax.tree.leaves(parameters), strict=True))
     known |= zip(graph.data, jax.tree.leaves(data), strict=True)
@@ -146,4 +181,9 @@ def _update(
         for number in numbers:
             state = observers[group].update(state, values.real(number))
         found[group] = state
-    return found
+    of_layers = {}
+    for layer in network.layers if means else ():
+        x = jnp.transpose(values.real(layer.x), layer.placement.x_axes).astype(jnp.float32)
+        pixels = x.reshape(-1, x.shape[-1])
+        of_layers[layer.name] = pixels.mean(0), jnp.float32(len(pixels))
+    return found, of_layers

@@ -14,7 +14,7 @@ from jax_qconv._activation import Activation
 from jax_qconv._conv import qconv
 from jax_qconv._graph import Const, Graph, Ref, Step
 from jax_qconv._linear import prepack_linear, qlinear
-from jax_qconv._pack import prepack
+from jax_qconv._pack import prepack, unpack
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._spec import Ints, Pads
 from jax_qconv._values import Held, Quantisation, Values
@@ -172,12 +172,25 @@ class ConvNode:
         quantisation: Callable[[int], Quantisation],
         *,
         per_channel: bool,
+        x_mean: jax.Array | None = None,
         **out: Any,
     ) -> PackedConv:
-        """Packed and bound; ``out`` has out_scale and so on."""
+        """Packed and bound.
+
+        Args:
+            values: that are known.
+            quantisation: scale and zero point of a value.
+            per_channel: whether each output channel has its own weight scale.
+            x_mean: ``[C; float32]`` mean of the input, to correct the bias by; or None.
+            out: out_scale and so on, of `PackedConv.bind`.
+        """
         w, bias = self.weights(values)
         make = prepack_linear if self.placement.linear else prepack
         packed = make(w, bias, per_channel=per_channel, **dict(self.placement.options))
+        if x_mean is not None:
+            shift = self._mean_error(packed, w, x_mean)
+            bias = -shift if packed.bias is None else packed.bias - shift
+            packed = dataclasses.replace(packed, bias=bias)
         x_scale, x_zero = quantisation(self.x)
         r_scale, r_zero = (None, None) if self.residual is None else quantisation(self.residual)
         return packed.bind(
@@ -189,6 +202,17 @@ class ConvNode:
             activation=self.activation,
             **out,
         )
+
+    def _mean_error(self, packed: PackedConv, w: jax.Array, x_mean: jax.Array) -> jax.Array:
+        """``[K]``: what rounding the weights adds to the output on average, borders aside."""
+        rounded, scale, *_ = unpack(packed)
+        error = rounded.reshape(w.shape).astype(jnp.float32) * jnp.broadcast_to(scale, w.shape) - w
+        *kernel, c, k = w.shape
+        groups = packed.groups
+        by_group = error.reshape(math.prod(kernel), c, groups, k // groups).sum(0)
+        shift = jnp.einsum("cgk,gc->gk", by_group, x_mean.reshape(groups, c)).reshape(k)
+        # Of a transposed one each output sees a part of the kernel.
+        return shift / jnp.float32(math.prod(packed.strides) if packed.transpose else 1)
 
     def run(self, values: Values, packed: PackedConv, **engine: Any) -> None:
         """Leave the output among the values."""

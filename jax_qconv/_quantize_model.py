@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_qconv._calibrate import calibrate
+from jax_qconv._calibrate import Calibration, calibrate
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._graph import trace
 from jax_qconv._network import Network, names_of
@@ -34,18 +34,16 @@ class QuantizedModel:
         params: packed parameters: a pytree of ``"layers"``, a `PackedConv` for each layer,
             ``"scales"`` and ``"zero_points"`` of values between them, and ``"real"``, parameters
             that are used as they are.
-        quantisation: scale and zero point (or None) of each group of int8 values.
+        calibration: what was learned from data.
         parameter_shapes: shapes and dtypes of the float parameters.
         rules: that it was made by.
-        networks: what was found in the function, by the shapes of data.
     """
 
     function: Callable[..., Any]
     params: dict[str, Any]
-    quantisation: dict[int, Quantisation]
+    calibration: Calibration
     parameter_shapes: Any
     rules: RuleBook
-    networks: dict[Any, Network] = dataclasses.field(default_factory=dict)
 
     def __call__(self, params: dict[str, Any], *data: Any, **engine: Any) -> Any:
         """The result of the network in int8.
@@ -85,13 +83,13 @@ class QuantizedModel:
 
     def pack(self, parameters: Any) -> dict[str, Any]:
         """Packed parameters for float ones, at the scales of the calibration. Can be jitted."""
-        network = next(iter(self.networks.values()))
+        network = next(iter(self.calibration.networks.values()))
         graph = network.graph
         leaves = jax.tree.leaves(parameters)
         values = Values(graph, dict(zip(graph.parameters, leaves, strict=True)))
 
         def quantisation(value: int) -> Quantisation:
-            return self.quantisation[network.group[value]]
+            return self.calibration.quantisation[network.group[value]]
 
         layers = {}
         for node in network.layers:
@@ -100,9 +98,13 @@ class QuantizedModel:
                 scale, zero_point = quantisation(node.out)
                 out = {"out_scale": scale, "out_zero_point": zero_point}
             layers[node.name] = node.pack(
-                values, quantisation, per_channel=self.rules.per_channel(node.name), **out
+                values,
+                quantisation,
+                per_channel=self.rules.per_channel(node.name),
+                x_mean=self.calibration.x_means.get(node.name),
+                **out,
             )
-        found = {str(group): self.quantisation[group] for group in network.rescaled}
+        found = {str(group): self.calibration.quantisation[group] for group in network.rescaled}
         return {
             "layers": layers,
             "scales": {key: jnp.float32(scale) for key, (scale, _) in found.items()},
@@ -114,9 +116,11 @@ class QuantizedModel:
         """What was found in the function, for data of these shapes."""
         shapes = jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data)
         key = str(shapes)
-        if key not in self.networks:
-            self.networks[key] = analyse(self.function, self.parameter_shapes, data, self.rules)
-        return self.networks[key]
+        if key not in self.calibration.networks:
+            self.calibration.networks[key] = analyse(
+                self.function, self.parameter_shapes, data, self.rules
+            )
+        return self.calibration.networks[key]
 
     def _real(self, network: Network) -> list[tuple[int, str]]:
         names = names_of(self.parameter_shapes, network.graph)
@@ -147,6 +151,7 @@ def quantize_model(
     observer: Observer | str = "mse",
     asymmetric: bool = False,
     per_channel: bool = True,
+    bias_correction: bool = False,
     progress: bool = True,
 ) -> QuantizedModel:
     """Make an int8 network of a float one.
@@ -168,6 +173,9 @@ def quantize_model(
             ``"mse"``, or an `Observer`.
         asymmetric: whether activations get zero points.
         per_channel: whether each output channel of a layer has its own weight scale.
+        bias_correction: whether biases make up for what rounding the weights does to the mean of
+            each output channel, on the calibration data. Helps where sums have few terms, as in
+            depthwise convolutions.
         progress: whether to show it on stderr.
 
     Returns:
@@ -184,6 +192,8 @@ def quantize_model(
         lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), parameters
     )
     find = functools.partial(analyse, function, shapes, rules=book)
-    networks, quantisation = calibrate(find, parameters, batches, book, progress=progress)
-    model = QuantizedModel(function, {}, quantisation, shapes, book, networks)
+    calibration = calibrate(
+        find, parameters, batches, book, means=bias_correction, progress=progress
+    )
+    model = QuantizedModel(function, {}, calibration, shapes, book)
     return dataclasses.replace(model, params=model.pack(parameters))

@@ -219,7 +219,7 @@ def _layer(
     fields: dict[str, Any] = {}
     is_int8 = node.out in network.int8
     if is_int8:
-        scale, zero_point = model.quantisation[network.group[node.out]]
+        scale, zero_point = model.calibration.quantisation[network.group[node.out]]
         fields["scale"] = float(scale)
         fields["zero_point"] = None if zero_point is None else int(zero_point)
     if sums is not None:

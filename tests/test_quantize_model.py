@@ -365,6 +365,30 @@ def test_zero_points_help_one_sided_values():
     assert found[True] > found[False] + 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"feature_group_count": 8},
+        {"feature_group_count": 2},
+        {"lhs_dilation": (2, 2), "padding": ((2, 2), (2, 2))},
+    ],
+    ids=["dense", "depthwise", "groups", "transposed"],
+)
+def test_a_corrected_bias_keeps_the_mean_of_each_channel(options):
+    size = 4 if "lhs_dilation" in options else 3
+    w = weights(size, size, 8 // options.get("feature_group_count", 1), 16)
+    w = w * np.geomspace(1, 30, 16, dtype="f")  # one scale for all: a coarse one for most
+    x = np.abs(images(n=8, size=32, c=8)) + np.float32(1)
+    function = lambda w, x: conv(x, w, **options)  # noqa: E731
+    errors = {}
+    for corrected in (False, True):
+        model = quantized(function, w, x, per_channel=False, bias_correction=corrected)
+        difference = np.asarray(model(model.params, x) - function(w, x))
+        errors[corrected] = np.abs(difference.mean((0, 1, 2))).mean()
+    assert errors[True] < errors[False] / 3
+
+
 def test_one_custom_call_for_each_layer(net):
     function, params, x = net
     model = quantized(function, params, x)
