@@ -173,15 +173,19 @@ class _Fuser:
 
     def _source(self, ref: Ref) -> str | None:
         """The name of the parameter that an operand is made of, the largest if of several."""
-        if isinstance(ref, Const):
-            return None
-        if ref in self.names:
-            return self.names[ref]
-        if ref not in self.graph.producer:
-            return None
-        inputs = [r for r in self.graph.steps[self.graph.producer[ref]].inputs if self._source(r)]
-        best = max(inputs, key=lambda r: math.prod(self.graph.shape(r)), default=None)
-        return None if best is None else self._source(best)
+        seen: set[int] = set()
+        todo, found = [ref], []
+        while todo:
+            one = todo.pop()
+            if isinstance(one, Const) or one in seen:
+                continue
+            seen.add(one)
+            if one in self.names:
+                found.append(one)
+            elif one in self.graph.producer:
+                todo += self.graph.steps[self.graph.producer[one]].inputs
+        best = max(found, key=lambda r: math.prod(self.graph.shape(r)), default=None)
+        return None if best is None else self.names[best]
 
     def _follow_affine(self, value: int, axis: int, places: list[int], to: list[Affine]) -> int:
         """Steps that scale and shift each channel; returns the value after them."""
