@@ -38,6 +38,10 @@ std::string WhyNot(const Problem& p, const Tile& tile) {
     return "it is for 1x1 convolutions to int8 without groups, strides or padding, from a multiple "
            "of 32 channels up to 128 to a multiple of 64, and activations that are exact";
   }
+  constexpr int64_t kMostSide = 1024, kMostRun = int64_t{1} << 20;
+  if (tile.rows > kMostSide || tile.cols > kMostSide || tile.run > kMostRun) {
+    return StrCat("rows and cols go up to ", kMostSide, ", and run to ", kMostRun);
+  }
   if (tile.rows < kWarpRows || tile.rows % kWarpRows || tile.cols < kWarpCols ||
       tile.cols % kWarpCols || tile.run < 1 || Threads(tile) > 1024) {
     return "rows must be a multiple of 32, cols one of 64, and run at least 1";

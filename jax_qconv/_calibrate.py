@@ -139,12 +139,7 @@ def _check(network: Network, networks: dict[Any, Network], data: Any) -> None:
             + (f" ({'; '.join(sorted(whys))})." if whys else ".")
         )
     for other in networks.values():
-        if len(other.graph.avals) != len(network.graph.avals):
-            shapes = jax.tree.map(jnp.shape, data)
-            raise ValueError(
-                f"the function does other things for data of shape {shapes} than for the first "
-                "batch; calibrate with batches that take the same way."
-            )
+        network.check_like(other, jax.tree.map(jnp.shape, data))
 
 
 def _makers(network: Network) -> dict[int, str]:

@@ -90,7 +90,7 @@ class Placement:
         """Of a ``dot_general`` with weights of two axes; or why it has none here."""
         contracting, batch = step.params["dimension_numbers"]
         x, w = (0, 1) if x_first else (1, 0)
-        if any(batch[0]) or len(graph.shape(step.inputs[w])) != 2 or len(contracting[w]) != 1:
+        if batch[0] or len(graph.shape(step.inputs[w])) != 2 or len(contracting[w]) != 1:
             return "its weights aren't a matrix"
         rank, (axis,), (w_axis,) = len(graph.shape(step.inputs[x])), contracting[x], contracting[w]
         others = tuple(i for i in range(rank) if i != axis)

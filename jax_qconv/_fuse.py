@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
+
 from jax_qconv import _op_nodes as ops
 from jax_qconv._conv_node import Affine, ConvNode, Placement
 from jax_qconv._graph import Const, Graph, Ref, Step
@@ -21,6 +23,7 @@ Node = ConvNode | OpNode | RealNode
 
 AFFINE = ("add", "sub", "mul", "div", "neg")
 CASTS = ("convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient")
+FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 RESHAPES = ("reshape", "squeeze", "expand_dims", "transpose")
 
 Skip = Callable[[str], bool]
@@ -64,9 +67,9 @@ class _Fuser:
             "reduce_window_max": self._max_pool,
             "reduce_window_sum": self._avg_pool,
             "reduce_sum": self._global_avg_pool,
-            "concatenate": lambda p, s: self._op(ops.Concat, p, s),
+            "concatenate": self._concat,
             "pad": self._pad,
-            **dict.fromkeys(RESHAPES, lambda p, s: self._op(ops.Reshape, p, s)),
+            **dict.fromkeys(RESHAPES, self._reshape),
             "add": self._binary,
             "mul": self._binary,
         }
@@ -87,6 +90,8 @@ class _Fuser:
         x, weight = step.inputs
         if not isinstance(x, int) or not self.graph.is_data(x) or self.graph.is_data(weight):
             return "its weights depend on data"
+        if not (self._is_float(x) and self._is_float(step.out)):
+            return "it isn't of float32, bfloat16 or float16"
         inner, pads = self._unpadded(x, step)
         placement = Placement.of_conv(step, self.graph, pads)
         if isinstance(placement, str) and pads is not None:
@@ -122,6 +127,8 @@ class _Fuser:
         if first == second:
             return "both its operands depend on data"
         x, weight = step.inputs if first else step.inputs[::-1]
+        if not (self._is_float_ref(x) and self._is_float(step.out)):
+            return "it isn't of float32, bfloat16 or float16"
         placement = Placement.of_dot(step, self.graph, first)
         if isinstance(placement, str):
             return placement
@@ -132,7 +139,8 @@ class _Fuser:
         self, places: list[int], step: Step, x: int, weight: Ref, placement: Placement
     ) -> Node | str:
         name = self._name(step, weight)
-        if self.skip(name):
+        # A layer that is used several times goes by one rule.
+        if self.skip(name.partition("#")[0]):
             self.skipped.append(name)
             return "a rule skips it"
         affine: list[Affine] = []
@@ -217,7 +225,10 @@ class _Fuser:
         return found is not None and found[1].kind != "none"
 
     def _is_float(self, value: int) -> bool:
-        return self.graph.avals[value].dtype.kind in "fV"  # V: bfloat16
+        return self.graph.avals[value].dtype in FLOATS
+
+    def _is_float_ref(self, ref: Ref) -> bool:
+        return isinstance(ref, int) and self._is_float(ref)
 
     def _by_channel(self, ref: Ref, axis: int, rank: int) -> bool:
         """Whether an operand is a number for each channel, whatever the data."""
@@ -269,6 +280,19 @@ class _Fuser:
 
     def _max_pool(self, place: int, step: Step) -> Node | str:
         return ops.MaxPool.why_not(step, self.graph) or self._op(ops.MaxPool, place, step)
+
+    def _concat(self, place: int, step: Step) -> Node | str:
+        if not all(self.graph.is_data(ref) and self._is_float_ref(ref) for ref in step.inputs):
+            return "a part of it doesn't depend on data"
+        return self._op(ops.Concat, place, step)
+
+    def _reshape(self, place: int, step: Step) -> Node | str:
+        if step.params.get("dimensions") is not None:
+            return "it reorders while it reshapes"
+        if not self._is_float(step.out):
+            return "it is of integers"
+        scalar = self.graph.shape(step.out) == () or self.graph.shape(step.inputs[0]) == ()
+        return "it is a scalar" if scalar else self._op(ops.Reshape, place, step)
 
     def _pad(self, place: int, step: Step) -> Node | str:
         return ops.Pad.why_not(step, self.graph) or self._op(ops.Pad, place, step)

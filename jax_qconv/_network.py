@@ -38,19 +38,23 @@ class Network:
     def make(cls, graph: Graph, names: dict[int, str], skip: Skip) -> Network:
         """Of a graph; ``names`` are those of the parameters, ``skip`` says what stays real."""
         found, skipped = nodes(graph, names, skip)
-        wanted = _wanted(found)
-        int8: set[int] = set()
-        for node in found:
-            if isinstance(node, RealNode) or node.out not in wanted or node.out in graph.outputs:
-                continue
-            if isinstance(node, ConvNode) or int8.issuperset(node.inputs):
-                int8.add(node.out)
+        int8 = _int8(found, graph)
         return cls(graph, tuple(found), frozenset(int8), _groups(found, int8), tuple(skipped))
 
     @property
     def layers(self) -> tuple[ConvNode, ...]:
         """Convolutions and matrix products."""
         return tuple(node for node in self.nodes if isinstance(node, ConvNode))
+
+    def check_like(self, other: Network, shapes: Any) -> None:
+        """Raise ValueError unless another network does the same, only with other sizes."""
+        same = dict(self.group) == dict(other.group) and self.int8 == other.int8
+        names = [[step.name for step in network.graph.steps] for network in (self, other)]
+        if not same or names[0] != names[1]:
+            raise ValueError(
+                f"the function does other things for data of shape {shapes} than for the first "
+                "batch of its calibration; calibrate it for that shape."
+            )
 
     def runs_in_int8(self, node: Node) -> bool:
         """Whether a node is a call of an int8 kernel or operation."""
@@ -97,13 +101,25 @@ class Network:
                 self._trace_back(self.graph.steps[self.graph.producer[ref]].inputs, found)
 
 
-def _wanted(found: Sequence[Node]) -> set[int]:
-    """Values that int8 nodes read."""
-    wanted: set[int] = set()
-    for node in reversed(found):
-        if isinstance(node, ConvNode) or (isinstance(node, OpNode) and node.out in wanted):
-            wanted.update(node.inputs)
-    return wanted
+def _int8(found: Sequence[Node], graph: Graph) -> set[int]:
+    """Values that are left as int8: those that int8 nodes read, and can have as such."""
+    allowed = {node.out for node in found if isinstance(node, OpNode)}
+    while True:
+        wanted: set[int] = set()
+        for node in reversed(found):
+            is_op = isinstance(node, OpNode) and node.out in wanted and node.out in allowed
+            if isinstance(node, ConvNode) or is_op:
+                wanted.update(node.inputs)
+        int8: set[int] = set()
+        for node in found:
+            if isinstance(node, RealNode) or node.out not in wanted or node.out in graph.outputs:
+                continue
+            if isinstance(node, ConvNode) or int8.issuperset(node.inputs):
+                int8.add(node.out)
+        # What turns out to be real reads no int8 itself.
+        if (left := allowed & int8) == allowed & wanted:
+            return int8
+        allowed = left
 
 
 def _groups(found: Sequence[Node], int8: set[int]) -> dict[int, int]:

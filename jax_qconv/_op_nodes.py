@@ -18,6 +18,7 @@ from jax_qconv._pool import qavg_pool, qglobal_avg_pool, qmax_pool
 from jax_qconv._quantize import QTensor
 from jax_qconv._rearrange import qconcat, qpad
 from jax_qconv._regions import Region
+from jax_qconv._spec import Ints
 from jax_qconv._values import Held, Quantisation, Values, padded
 
 
@@ -58,9 +59,11 @@ class MaxPool(OpNode):
         return _why_no_window(step)
 
     def run(self, values: Values, out: Quantisation) -> None:
-        x = values.held(self.inputs[0], _channels_last(self.step))
-        q = qmax_pool(x.q, **_window(self.step, x.axes), dilation=_inner(self.step, x.axes))
-        values.set_held(self.out, Held(q, x.axes))
+        x = values.held(self.inputs[0])
+        axes = _with_ends(x.axes, _pooled(self.step))
+        window = _window(self.step, axes)
+        q = qmax_pool(x.stored(axes), **window, dilation=_inner(self.step, axes))
+        values.set_held(self.out, Held(q, axes))
 
 
 class AvgPool(OpNode):
@@ -74,23 +77,25 @@ class AvgPool(OpNode):
         return _why_no_window(step)
 
     def run(self, values: Values, out: Quantisation) -> None:
-        x = values.held(self.inputs[0], _channels_last(self.step))
+        x = values.held(self.inputs[0])
+        axes = _with_ends(x.axes, _pooled(self.step))
+        window = _window(self.step, axes)
         scale, zero_point = out
-        q = qavg_pool(x.q, **_window(self.step, x.axes), out_scale=scale, out_zero_point=zero_point)
-        values.set_held(self.out, Held(q, x.axes))
+        q = qavg_pool(x.stored(axes), **window, out_scale=scale, out_zero_point=zero_point)
+        values.set_held(self.out, Held(q, axes))
 
 
 class GlobalAvgPool(OpNode):
     """The mean over all spatial axes."""
 
     def run(self, values: Values, out: Quantisation) -> None:
-        reduced = tuple(self.step.params["axes"])
+        reduced = frozenset(self.step.params["axes"])
         x = values.held(self.inputs[0])
+        axes = _with_ends(x.axes, reduced)
         scale, zero_point = out
-        q = qglobal_avg_pool(x.q, out_scale=scale, out_zero_point=zero_point)
-        left = [axis for axis in range(len(x.axes)) if axis not in reduced]
-        axes = tuple(left.index(axis) for axis in x.axes if axis in left)
-        values.set_held(self.out, Held(q, axes))
+        q = qglobal_avg_pool(x.stored(axes), out_scale=scale, out_zero_point=zero_point)
+        left = sorted((axes[0], axes[-1]))
+        values.set_held(self.out, Held(q, (left.index(axes[0]), left.index(axes[-1]))))
 
 
 class Concat(OpNode):
@@ -125,13 +130,16 @@ class Pad(OpNode):
             return "it pads with something else than zero"
         if any(low < 0 or high < 0 or inner for low, high, inner in pads):
             return "it cuts off, or pads between elements"
+        if not 3 <= len(pads) <= 5 or len(pads) - len(_padded_axes(step)) < 2:
+            return "it pads more than spatial axes"
         return None
 
     def run(self, values: Values, out: Quantisation) -> None:
         x = values.held(self.inputs[0])
-        pads = [self.step.params["padding_config"][axis] for axis in x.axes]
-        q = qpad(x.q, [(low, high) for low, high, _ in pads[1:-1]])
-        values.set_held(self.out, Held(q, x.axes))
+        axes = _with_ends(x.axes, _padded_axes(self.step))
+        pads = [self.step.params["padding_config"][axis] for axis in axes[1:-1]]
+        q = qpad(x.stored(axes), [(int(low), int(high)) for low, high, _ in pads])
+        values.set_held(self.out, Held(q, axes))
 
 
 class Reshape(OpNode):
@@ -229,23 +237,36 @@ def _why_no_window(step: Step) -> str | None:
     p = step.params
     if any(n > 1 for n in p["base_dilation"]):
         return "its input is dilated"
-    if len(p["window_dimensions"]) not in (3, 4, 5):
+    rank = len(p["window_dimensions"])
+    if rank not in (3, 4, 5):
         return "it hasn't one to three spatial axes"
-    still = [
+    return None if rank - len(_pooled(step)) >= 2 else "it pools over batch or channels"
+
+
+def _pooled(step: Step) -> frozenset[int]:
+    """The axes that a window moves along, or changes."""
+    p = step.params
+    sides = zip(p["window_dimensions"], p["window_strides"], p["padding"], strict=True)
+    return frozenset(
         axis
-        for axis, sizes in enumerate(zip(p["window_dimensions"], p["window_strides"], strict=True))
-        if sizes == (1, 1) and tuple(p["padding"][axis]) == (0, 0)
-    ]
-    return None if 0 in still and len(still) > 1 else "it pools over batch or channels"
+        for axis, (size, stride, pads) in enumerate(sides)
+        if (size, stride) != (1, 1) or tuple(pads) != (0, 0)
+    )
 
 
-def _channels_last(step: Step) -> tuple[int, ...]:
-    """Of the axes that a window leaves alone the last one is taken for the channels."""
-    rank = len(step.params["window_dimensions"])
-    for axis in range(rank - 1, 0, -1):
-        if step.params["window_dimensions"][axis] == 1:
-            return (*(i for i in range(rank) if i != axis), axis)
-    return tuple(range(rank))
+def _padded_axes(step: Step) -> frozenset[int]:
+    """The axes along which a ``pad`` adds something."""
+    pads = step.params["padding_config"]
+    return frozenset(axis for axis, (low, high, _) in enumerate(pads) if low or high)
+
+
+def _with_ends(axes: Ints, inner: frozenset[int]) -> Ints:
+    """An order of axes, near to ``axes``, whose first and last aren't among ``inner``."""
+    if axes[0] not in inner and axes[-1] not in inner:
+        return axes
+    ends = [axis for axis in axes if axis not in inner]
+    middle = [axis for axis in axes if axis not in (ends[0], ends[-1])]
+    return (ends[0], *middle, ends[-1])
 
 
 def _window(step: Step, axes: tuple[int, ...]) -> dict[str, Any]:

@@ -91,8 +91,8 @@ def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: b
         found = find(str(problem), on)
     best = None if found is None else found.plan
     if autotune == "on" and alone and device is not None and not (found and found.exact):
-        best = _tune(problem, device)
-    if best is not None and not (cudnn_only and not best.startswith(CUDNN)):
+        best = _tune(problem, device, cudnn_only)
+    if best is not None and (best.startswith(CUDNN) or not cudnn_only):
         return best
     # The model knows cuDNN's plans only.
     return next(iter(_plan_model.rank(problem, on.compute_capability)), deferred)
@@ -118,11 +118,14 @@ def target_of(device: int) -> _plan_store.Target:
     return _plan_store.Target(**_native.extension().device(device))
 
 
-def _tune(problem: Problem, device: int) -> str:
+def _tune(problem: Problem, device: int, cudnn_only: bool) -> str:
     (result,) = _tuning.tune_problems([problem], device=device, target=target_of(device))
     if result.entry is None:
         raise _native.EngineUnavailableError(
             f"cuDNN has no plan that can run {problem} exactly ({result.error}). "
             "Use implementation='reference', or another padding of the channels (pad_to=)."
         )
-    return result.entry.plan
+    if not cudnn_only:
+        return result.entry.plan
+    exact = (row["plan"] for row in result.entry.ranking if row["us"] is not None)
+    return next((plan for plan in exact if plan.startswith(CUDNN)), CUDNN)

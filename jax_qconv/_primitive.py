@@ -111,9 +111,10 @@ def _lower_cuda(
     if implementation == "reference":
         return _lower_in_jax(ctx, operands, problem, native_conv=False)
     _native.extension()
-    if implementation == "cudnn" and problem.depthwise:
+    asked = "implementation='cudnn'" if implementation == "cudnn" else f"plan={plan!r}"
+    if problem.depthwise and (implementation == "cudnn" or (plan or "").startswith("cudnn")):
         raise _native.EngineUnavailableError(
-            "implementation='cudnn' was asked for, but cuDNN has no int8 kernel for depthwise "
+            f"{asked} was asked for, but cuDNN has no int8 kernel for depthwise "
             "convolutions; use implementation=None, or dense blocks of groups from "
             "prepack(merge_groups=...)."
         )

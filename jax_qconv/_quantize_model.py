@@ -117,9 +117,10 @@ class QuantizedModel:
         shapes = jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data)
         key = str(shapes)
         if key not in self.calibration.networks:
-            self.calibration.networks[key] = analyse(
-                self.function, self.parameter_shapes, data, self.rules
-            )
+            network = analyse(self.function, self.parameter_shapes, data, self.rules)
+            first = next(iter(self.calibration.networks.values()))
+            network.check_like(first, jax.tree.map(jnp.shape, data))
+            self.calibration.networks[key] = network
         return self.calibration.networks[key]
 
     def _real(self, network: Network) -> list[tuple[int, str]]:

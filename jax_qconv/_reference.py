@@ -53,12 +53,12 @@ def _accumulate_conv(problem: Problem, x: jax.Array, w: jax.Array) -> jax.Array:
     """By XLA's convolution."""
     padding = problem.padding
     if any(before != after for before, after in padding):
-        # XLA:CPU's fast kernel takes symmetric padding only. Behind a barrier the padding stays
-        # where it is: back in the convolution, it makes XLA 0.12 fail on some shapes.
-        x = jax.lax.optimization_barrier(_pad(problem, x))
-        padding = ((0, 0),) * problem.rank
+        # XLA:CPU's fast kernel takes symmetric padding only.
+        x, padding = _pad(problem, x), ((0, 0),) * problem.rank
     return jax.lax.conv_general_dilated(
-        x,
+        # Behind a barrier padding stays where it is: where XLA:CPU brings it into a convolution,
+        # 0.10 gets that wrong, and 0.12 fails on some shapes.
+        jax.lax.optimization_barrier(x),
         _transpose_opaquely(w),
         window_strides=problem.strides,
         padding=padding,

@@ -14,7 +14,8 @@ class Rule:
     """What is done otherwise for the layers whose name fits a pattern.
 
     A layer is named by the path of its weights among the parameters, such as
-    ``"params/Conv_0"``. Later rules go before earlier ones; what is None is left to others.
+    ``"params/Conv_0"``; one that is used several times is one layer. Later rules go before earlier
+    ones; what is None is left to others.
 
     Attributes:
         pattern: such as ``"params/Conv_0"`` or ``"*/Dense_*"`` (of `fnmatch`).
@@ -52,6 +53,12 @@ class RuleBook:
         for rule in rules:
             if not isinstance(rule, Rule) or not isinstance(rule.pattern, str):
                 raise TypeError(f"rules must hold Rule with patterns of text, got {rule!r}.")
+            for field in ("skip", "per_channel", "asymmetric"):
+                value = getattr(rule, field)
+                if value not in (None, True, False):
+                    raise TypeError(
+                        f"{field} of a Rule must be True, False or None, got {value!r}."
+                    )
             if rule.observer is not None:
                 as_observer(rule.observer)
         first = Rule("*", False, per_channel, as_observer(observer), asymmetric)
@@ -82,6 +89,7 @@ class RuleBook:
         ]
 
     def _last(self, name: str, field: str):
+        name = name.partition("#")[0]
         for rule in reversed(self.rules):
             value = getattr(rule, field)
             if value is not None and fnmatch.fnmatchcase(name, rule.pattern):

@@ -298,6 +298,105 @@ def test_flattened_values_keep_their_order():
     assert sqnr(net(p, x), model(model.params, x)) > 30
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: jax.lax.reduce_window(
+            y.reshape(2, 4, 4, 64), -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID"
+        ),
+        lambda y: y.reshape(2, 16, 8, 8).mean((2, 3)),
+        lambda y: y.reshape(2, 16, 8, 8).mean((1, 2)),
+        lambda y: y.mean((2, 3)),
+        lambda y: jnp.pad(y.reshape(2, 16, 8, 8), ((0, 0), (0, 0), (1, 0), (0, 2))),
+        lambda y: jnp.pad(y, ((0, 0), (0, 0), (0, 0), (0, 3))),
+        lambda y: jnp.concatenate([y, y[:, ::-1]], 1),
+    ],
+    ids=["pool", "mean", "other mean", "mean of channels", "pad", "pad channels", "rows"],
+)
+def test_operations_find_their_axes_wherever_they_are_stored(between):
+    def net(p, x):
+        y = between(jax.nn.relu(conv(x, p["a"])))
+        return y.reshape(2, -1) @ p["b"]
+
+    x = images(n=2, size=8)
+    p = {"a": weights(3, 3, 3, 16)}
+    inner = jax.eval_shape(lambda x: between(conv(x, p["a"])).reshape(2, -1), x).shape[-1]
+    p["b"] = weights(inner, 5)
+    model = quantized(net, p, x)
+    assert sqnr(net(p, x), model(model.params, x)) > 28
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: jnp.float32(1e-6) * jnp.tanh(y),
+        lambda y: jax.nn.relu(y * jnp.float32(1e-11)),
+        lambda y: jnp.where(y > 0.004, y, jnp.float32(0)),
+        lambda y: y * (y > 0),
+        lambda y: jnp.clip(y, 0, 2e4),
+    ],
+    ids=["tiny", "tiny relu", "threshold", "mask", "high clip"],
+)
+def test_functions_like_activations_are_not_taken_for_them(function):
+    x, w = images(c=8), weights(3, 3, 8, 16)
+
+    def net(w, x):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(conv(x, w))
+
+    model = quantized(net, w, x)
+    assert sqnr(net(w, x), model(model.params, x)) > 30
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda p, x: (
+            jnp.concatenate([jnp.broadcast_to(p["c"], (4, 1, 32)), hidden(p, x)], 1) @ p["d"]
+        ),
+        lambda p, x: jnp.concatenate([hidden(p, x), jnp.ones((4, 64, 32))], -1)[..., :32] @ p["d"],
+        lambda p, x: jnp.einsum("ntd,td->nt", hidden(p, x), p["e"]),
+        lambda p, x: jax.lax.reshape(hidden(p, x), (4, 32, 64), (0, 2, 1))[..., :32] @ p["d"],
+        lambda p, x: conv(image(p, x) * jnp.cumsum(image(p, x), 1), p["f"]),
+    ],
+    ids=["concat parameter", "concat constant", "batched product", "reordering", "real product"],
+)
+def test_what_looks_like_int8_but_is_not_stays_right(net):
+    p = {"a": weights(3, 3, 3, 32), "c": weights(32), "d": weights(32, 5), "e": weights(64, 32)}
+    p["f"] = weights(3, 3, 32, 8)
+    x = images(size=8)
+    model = quantized(net, p, x)
+    assert sqnr(net(p, x), model(model.params, x)) > 28
+
+
+def image(p, x):
+    return jax.nn.relu(conv(x, p["a"]))
+
+
+def hidden(p, x):
+    return image(p, x).reshape(4, 64, 32)
+
+
+def test_a_network_that_does_other_things_for_other_sizes_is_refused():
+    def net(w, x):
+        y = jax.nn.relu(conv(x, w))
+        return y[:, :8] if x.shape[1] > 8 else y
+
+    x, w = images(size=8, c=8), weights(3, 3, 8, 16)
+    model = quantized(net, w, x)
+    with pytest.raises(ValueError, match="does other things for data of shape"):
+        model(model.params, images(size=16, c=8))
+
+
+def test_a_layer_that_is_used_twice_goes_by_one_rule():
+    def net(p, x):
+        return conv(conv(conv(x, p["b"]), p["a"]), p["a"])
+
+    p, x = {"a": weights(3, 3, 8, 8), "b": weights(3, 3, 8, 8)}, images(c=8)
+    model = quantized(net, p, x, rules=[jax_qconv.Rule("a", skip=True)])
+    assert set(model.params["layers"]) == {"b"}
+
+
 def test_a_gate_of_squeeze_and_excitation_stays_int8():
     def net(p, x):
         y = jax.nn.silu(conv(x, p["a"]))
