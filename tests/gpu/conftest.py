@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import oracle
 import pytest
+from bench import record
 
 import jax_qconv
 
@@ -144,5 +145,6 @@ def pytest_terminal_summary(terminalreporter, config):
         "cudnn": info.cudnn,
         "driver": info.driver,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": record.commit(),
     }
     pathlib.Path(path).write_text(json.dumps(report, indent=1) + "\n")
