@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qconv._network import Network
+from jax_qconv._network import Network, key_of
 from jax_qconv._op_nodes import RealNode
 from jax_qconv._range import scale_of
 from jax_qconv._rules import RuleBook
@@ -62,7 +62,7 @@ def calibrate(
     count = 0
     for count, batch in enumerate(_checked(batches), 1):
         data = batch if isinstance(batch, tuple) else (batch,)
-        key = str(jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data))
+        key = key_of(data)
         if key not in networks:
             network = find(data=data)
             _check(network, networks, data)
@@ -164,12 +164,7 @@ def _update(
     data: Any,
 ) -> tuple[dict[int, Any], dict[str, Any]]:
     """The states after a batch, and the means of the layers' inputs with their counts."""
-    graph = network.graph
-    known = dict(zip(graph.parameters, jax.tree.leaves(parameters), strict=True))
-    known |= zip(graph.data, jax.tree.leaves(data), strict=True)
-    values = Values(graph, known)
-    for place in range(len(graph.steps)):
-        values.run(place)
+    values = Values.of_float(network.graph, parameters, data)
     found = {}
     for group, numbers in network.observed.items():
         state = states[group]

@@ -16,13 +16,12 @@ from jax_qconv import _op_nodes as ops
 from jax_qconv._conv_node import Affine, ConvNode, Placement
 from jax_qconv._graph import Const, Graph, Ref, Step
 from jax_qconv._op_nodes import OpNode, RealNode
-from jax_qconv._regions import Region, recognise, regions
+from jax_qconv._regions import CASTS, Region, recognise, regions
 from jax_qconv._steps import STEPWISE
 
 Node = ConvNode | OpNode | RealNode
 
 AFFINE = ("add", "sub", "mul", "div", "neg")
-CASTS = ("convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient")
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 RESHAPES = ("reshape", "squeeze", "expand_dims", "transpose")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._fuse import Node, Skip, nodes
@@ -146,8 +147,13 @@ def _groups(found: Sequence[Node], int8: set[int]) -> dict[int, int]:
     return {value: root(value) for value in list(parent)}
 
 
+def key_of(data: Any) -> str:
+    """What tells networks for data of different shapes apart."""
+    return str(jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data))
+
+
 def names_of(parameters: Any, graph: Graph) -> dict[int, str]:
-    """The path of each parameter, without a last part that only says what it is."""
+    """The path of each parameter."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(parameters)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     return dict(zip(graph.parameters, paths, strict=True))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax_qconv._calibrate import Calibration, calibrate
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._graph import trace
-from jax_qconv._network import Network, names_of
+from jax_qconv._network import Network, key_of, names_of
 from jax_qconv._observers import Observer
 from jax_qconv._op_nodes import OpNode
 from jax_qconv._rules import Rule, RuleBook
@@ -114,8 +114,7 @@ class QuantizedModel:
 
     def network(self, *data: Any) -> Network:
         """What was found in the function, for data of these shapes."""
-        shapes = jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), data)
-        key = str(shapes)
+        key = key_of(data)
         if key not in self.calibration.networks:
             network = analyse(self.function, self.parameter_shapes, data, self.rules)
             first = next(iter(self.calibration.networks.values()))

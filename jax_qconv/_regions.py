@@ -23,8 +23,8 @@ _FUNCTIONS_OF_ONE = {"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic",
 _FUNCTIONS_OF_ONE |= {"sqrt", "rsqrt", "cbrt", "square", "integer_pow", "pow", "sin", "cos"}
 _FUNCTIONS_OF_ONE |= {"floor", "ceil", "round"}
 _CHOICES = {"select_n", "ge", "gt", "le", "lt", "eq", "ne", "and", "or", "not", "xor", "is_finite"}
-_CASTS = {"convert_element_type", "stop_gradient", "copy", "copy_p", "reduce_precision"}
-ELEMENTWISE = frozenset(_ARITHMETIC | _FUNCTIONS_OF_ONE | _CHOICES | _CASTS)
+CASTS = {"convert_element_type", "stop_gradient", "copy", "copy_p", "reduce_precision"}
+ELEMENTWISE = frozenset(_ARITHMETIC | _FUNCTIONS_OF_ONE | _CHOICES | CASTS)
 """Primitives whose output at a place depends on their inputs at that place only."""
 
 MOST_STEPS = 24
@@ -53,7 +53,7 @@ class Region:
         for place in self.places:
             step = self.graph.steps[place]
             operands = [self._operand(ref, values, x) for ref in step.inputs]
-            if step.name in _CASTS and _is_float(step.params.get("new_dtype", np.float32)):
+            if step.name in CASTS and _is_float(step.params.get("new_dtype", np.float32)):
                 values[step.out] = operands[0].astype(x.dtype)
             else:
                 values[step.out] = apply(_elementwise(step), operands)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterable
@@ -155,19 +156,16 @@ class _Sums:
         )
 
 
-def _join(a: Any, b: Any) -> Any:
-    joined = {f.name: getattr(a, f.name) + getattr(b, f.name) for f in dataclasses.fields(_Sums)}
-    return _Sums(**joined | {"worst": max(a.worst, b.worst)})
+def _join(a: _Sums, b: _Sums) -> _Sums:
+    """Of two parts of the data, or two outputs."""
+    joined = jax.tree.map(lambda v, w: v + w, a, b)
+    return dataclasses.replace(joined, worst=jnp.maximum(a.worst, b.worst))
 
 
 def _compare(model: QuantizedModel, parameters: Any, packed: Any, data: Any) -> dict[str, Any]:
     network = model.network(*data)
     graph = network.graph
-    known = dict(zip(graph.parameters, jax.tree.leaves(parameters), strict=True))
-    known |= zip(graph.data, jax.tree.leaves(data), strict=True)
-    real = Values(graph, known)
-    for place in range(len(graph.steps)):
-        real.run(place)
+    real = Values.of_float(graph, parameters, data)
     values = model.run(packed, *data)
     nodes = {}
     for i, node in enumerate(network.nodes):
@@ -180,11 +178,7 @@ def _compare(model: QuantizedModel, parameters: Any, packed: Any, data: Any) -> 
             clipped = _outside(wanted, q)
         nodes[i] = _Sums.of(wanted, values.real(node.out), clipped)
     outputs = [_Sums.of(real.real(ref), values.real(ref), jnp.float32(0)) for ref in graph.outputs]
-    total = outputs[0]
-    for other in outputs[1:]:
-        joined = jax.tree.map(jnp.add, total, other)
-        total = dataclasses.replace(joined, worst=jnp.maximum(total.worst, other.worst))
-    return {"nodes": nodes, "outputs": total}
+    return {"nodes": nodes, "outputs": functools.reduce(_join, outputs)}
 
 
 def _outside(real: Any, q: QTensor) -> jax.Array:

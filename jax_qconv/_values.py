@@ -73,6 +73,16 @@ class Values:
         self._real: dict[int, Any] = dict(known)
         self._held: dict[int, Held] = {}
 
+    @classmethod
+    def of_float(cls, graph: Graph, parameters: Any, data: tuple[Any, ...]) -> Values:
+        """Those of the float function, all computed."""
+        known = dict(zip(graph.parameters, jax.tree.leaves(parameters), strict=True))
+        known |= zip(graph.data, jax.tree.leaves(data), strict=True)
+        values = cls(graph, known)
+        for place in range(len(graph.steps)):
+            values.run(place)
+        return values
+
     def set_real(self, value: int, array: Any) -> None:
         """Keep an array."""
         self._real[value] = array

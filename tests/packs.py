@@ -40,6 +40,12 @@ BINDINGS = {
     "zero point, one size": {**OUT, "x_zero_point": -9, "input_size": 9},
 }
 
+PROBLEM = (
+    "x=1,8,8,16 w=16,3,3,16 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 "
+    "out=int8 activation=none slope=0.0 residual=0"
+)
+"""The text of a problem."""
+
 
 def made(kind, binding="unbound", bias=True):
     shape, placed = KINDS[kind]

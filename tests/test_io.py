@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from packs import BINDINGS, KINDS, PACK, made, same
+from packs import BINDINGS, KINDS, PACK, PROBLEM, made, same
 
 import jax_qconv
 from jax_qconv import Activation, QTensor, _io, _trees
@@ -24,11 +24,6 @@ from jax_qconv._space_to_depth import Blocks
 from jax_qconv._subpixel import Phases
 
 safetensors = pytest.importorskip("safetensors.numpy")
-
-PROBLEM = (
-    "x=1,8,8,16 w=16,3,3,16 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 "
-    "out=int8 activation=none slope=0.0 residual=0"
-)
 
 
 @pytest.fixture

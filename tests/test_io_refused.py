@@ -11,17 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from packs import PACK, made, same
+from packs import PACK, PROBLEM, made, same
 
 import jax_qconv
 from jax_qconv import QTensor, _io, _spec, _trees
 
 safetensors = pytest.importorskip("safetensors.numpy")
-
-PROBLEM = (
-    "x=1,8,8,16 w=16,3,3,16 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 "
-    "out=int8 activation=none slope=0.0 residual=0"
-)
 
 
 @pytest.fixture
