@@ -1,7 +1,5 @@
 #include "engines.h"
 
-#include <algorithm>
-
 #include "cudnn_engine.h"
 #include "depthwise.h"
 #include "kernel_engine.h"
@@ -58,10 +56,7 @@ std::vector<PlanName> OwnPlans(const Problem& problem) {
 
 std::vector<PlanName> OwnSuggestions(const Problem& problem) {
   const KernelSource* source = OwnSource(problem);
-  if (source == nullptr) return {};
-  std::vector<PlanName> names = source->plans(problem);
-  names.resize(std::min(names.size(), source->suggested));
-  return names;
+  return source == nullptr ? std::vector<PlanName>{} : source->Suggestions(problem);
 }
 
 bool IsOwn(const PlanName& name) {

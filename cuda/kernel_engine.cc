@@ -38,9 +38,7 @@ class KernelEngine : public Engine {
   explicit KernelEngine(const KernelSource& source) : source_(source) {}
 
   ErrorOr<std::vector<PlanName>> Suggestions(const Problem& problem, int) const override {
-    std::vector<PlanName> names = source_.plans(problem);
-    names.resize(std::min(names.size(), source_.suggested));
-    return names;
+    return source_.Suggestions(problem);
   }
 
   ErrorOr<std::vector<PlanName>> Configurations(const Problem& problem, int) const override {
@@ -90,6 +88,12 @@ class KernelEngine : public Engine {
 };
 
 }  // namespace
+
+std::vector<PlanName> KernelSource::Suggestions(const Problem& problem) const {
+  std::vector<PlanName> names = plans(problem);
+  names.resize(std::min(names.size(), suggested));
+  return names;
+}
 
 std::unique_ptr<Engine> MakeKernelEngine(const KernelSource& source) {
   return std::make_unique<KernelEngine>(source);

@@ -18,6 +18,7 @@ struct KernelSource {
   // All plans, best guess first; of these so many are suggested.
   std::vector<PlanName> (*plans)(const Problem& problem);
   size_t suggested;
+  std::vector<PlanName> Suggestions(const Problem& problem) const;
   ErrorOr<KernelSpec> (*kernel)(const Problem& problem, const PlanName& name);
 };
 
