@@ -1,9 +1,14 @@
-"""A function of parameters and data as a flat list of steps: its jaxpr, with all calls inlined."""
+"""A function of parameters and data as a flat list of steps: its jaxpr, with all calls inlined.
+
+Loops over layers, such as `jax.lax.scan` over stacked weights, are unrolled: each layer then has
+its own scales.
+"""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,6 +30,12 @@ INLINED = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 """Primitives that are only a frame around other steps, and the parameter that holds these."""
+
+LAYERS = ("conv_general_dilated", "dot_general")
+"""Primitives of convolutions and matrix products."""
+
+MOST_ITERATIONS = 64
+"""Of a `scan` that is unrolled; what is longer loops over data, such as a recurrent network."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,14 +176,11 @@ class _Builder:
             inside = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
             body = INLINED.get(eqn.primitive.name)
             if body is not None:
-                inner = eqn.params[body]
-                closed = hasattr(inner, "jaxpr")
-                found = self.inline(
-                    inner.jaxpr if closed else inner,
-                    inner.consts if closed else (),
-                    operands,
-                    inside,
-                )
+                found = self.inline(*_opened(eqn.params[body]), operands, inside)
+                names |= zip(eqn.outvars, found, strict=True)
+                continue
+            if eqn.primitive.name == "scan" and _loops_over_layers(eqn.params):
+                found = self._unroll(eqn, operands, inside)
                 names |= zip(eqn.outvars, found, strict=True)
                 continue
             outs = tuple(self.new(var.aval) for var in eqn.outvars)
@@ -180,6 +188,32 @@ class _Builder:
             names |= zip(eqn.outvars, _number(step) or outs, strict=True)
             self.steps.append(step)
         return [read(atom) for atom in jaxpr.outvars]
+
+    def _unroll(self, scan: Any, operands: list[Ref], scope: str) -> list[Ref]:
+        """Append the steps of a `scan`, one iteration after another; returns its outputs."""
+        body, length = scan.params["jaxpr"], scan.params["length"]
+        # Constants, what is carried, rows: JAX's releases say it in different parameters.
+        n_rows, n_stacked = (
+            sum(outer.aval.ndim > inner.ndim for outer, inner in zip(of_scan, of_body, strict=True))
+            for of_scan, of_body in ((scan.invars, body.in_avals), (scan.outvars, body.out_avals))
+        )
+        n_carry = len(scan.outvars) - n_stacked
+        first = len(operands) - n_rows
+        consts, carry = operands[: first - n_carry], operands[first - n_carry : first]
+        xs = operands[first:]
+        stacked: list[list[Ref]] = [[]] * length
+        for i in reversed(range(length)) if scan.params["reverse"] else range(length):
+            at = functools.partial(jax.lax.index_in_dim, index=i, axis=0, keepdims=False)
+            row = [self._call(at, x) for x in xs]
+            outs = self.inline(*_opened(body), [*consts, *carry, *row], scope)
+            carry, stacked[i] = outs[:n_carry], outs[n_carry:]
+        return [*carry, *(self._call(_stack, *rows) for rows in zip(*stacked, strict=True))]
+
+    def _call(self, function: Callable[..., jax.Array], *refs: Ref) -> Ref:
+        """Append the steps of a function of operands; returns its output."""
+        avals = [jax.typeof(r.value) if isinstance(r, Const) else self.avals[r] for r in refs]
+        (out,) = self.inline(*_opened(jax.make_jaxpr(function)(*avals)), refs, "")
+        return out
 
     def graph(
         self, parameters: tuple[int, ...], data: tuple[int, ...], outputs: list[Ref], tree: Any
@@ -211,6 +245,31 @@ class _Builder:
             consumers=dict(consumers),
             producer=producer,
         )
+
+
+def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, of a closed one or one without any."""
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
+
+
+def _stack(*arrays: jax.Array) -> jax.Array:
+    return jnp.stack(arrays)
+
+
+def _loops_over_layers(params: dict[str, Any]) -> bool:
+    """Whether a `scan` is to be unrolled."""
+    return 0 < params["length"] <= MOST_ITERATIONS and _has_layer(_opened(params["jaxpr"])[0])
+
+
+def _has_layer(jaxpr: Any) -> bool:
+    """Whether there is a convolution or matrix product in a jaxpr, or in a call within it."""
+    return any(
+        eqn.primitive.name in LAYERS
+        or any(
+            hasattr(v, "eqns") and _has_layer(v) for v in jax.tree.leaves(list(eqn.params.values()))
+        )
+        for eqn in jaxpr.eqns
+    )
 
 
 def _number(step: Step) -> list[Const] | None:

@@ -160,7 +160,9 @@ def test_the_same_tree_makes_the_same_bytes(file):
     written = []
     for seed, keys in enumerate(["['a', 'b', 'c']", "['c', 'b', 'a']"]):
         environment = os.environ | {"PYTHONHASHSEED": str(seed), "JAX_PLATFORMS": "cpu"}
-        subprocess.run([sys.executable, "-P", "-c", script, file, keys], env=environment, check=True)
+        subprocess.run(
+            [sys.executable, "-P", "-c", script, file, keys], env=environment, check=True
+        )
         written.append(file.read_bytes())
     assert written[0] == written[1]
 

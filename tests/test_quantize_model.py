@@ -430,19 +430,6 @@ def test_what_is_not_understood_stays_real_and_right():
     assert sqnr(net(p, x), model(model.params, x)) > 35
 
 
-def test_loops_stay_real():
-    def net(p, x):
-        y = jax.nn.relu(conv(x, p["a"]))
-        y, _ = jax.lax.scan(lambda y, w: (jax.nn.relu(conv(y, w)), None), y, p["b"])
-        return y
-
-    p = {"a": weights(3, 3, 3, 8), "b": np.stack([weights(3, 3, 8, 8, seed=i) for i in range(3)])}
-    x = images()
-    model = quantized(net, p, x)
-    assert sqnr(net(p, x), model(model.params, x)) > 35
-    assert set(model.params["real"]) == {"b"}
-
-
 def test_a_network_of_bfloat16_gives_bfloat16():
     x, w = images(c=8), weights(3, 3, 8, 16)
     x, w = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
