@@ -102,6 +102,11 @@ class Placement:
         """The output's axis of channels."""
         return self.out_axes[-1]
 
+    def transposed(self, permutation: Ints) -> Placement:
+        """With its output's axes in another order."""
+        out_axes = tuple(permutation.index(axis) for axis in self.out_axes)
+        return dataclasses.replace(self, out_axes=out_axes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
@@ -111,11 +116,13 @@ class Affine:
         kind: ``"add"``, ``"sub"``, ``"mul"``, ``"div"`` or ``"neg"``.
         operand: the other operand: constant, or made of parameters.
         swapped: whether it comes first.
+        axis: of channels.
     """
 
     kind: str
     operand: Ref = dataclasses.field(default=Const(0.0))
     swapped: bool = False
+    axis: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,6 +140,7 @@ class ConvNode:
         residual: number of what is added, or None.
         residual_mode: as `qconv` has it.
         activation: fused, or None.
+        slopes: operand with those of prelu, or None.
     """
 
     name: str
@@ -145,6 +153,7 @@ class ConvNode:
     residual: int | None = None
     residual_mode: str | None = None
     activation: Activation | None = None
+    slopes: Ref | None = None
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -162,7 +171,7 @@ class ConvNode:
         k = w.shape[-1]
         factor, term = jnp.ones(k, jnp.float32), jnp.zeros(k, jnp.float32)
         for step in self.affine:
-            v = _vector(values.real(step.operand), placed.channel_axis, k)
+            v = _vector(values.real(step.operand), step.axis, k)
             factor, term = _follow(step, factor, term, v)
         return w * jnp.broadcast_to(factor, w.shape), term
 
@@ -192,6 +201,10 @@ class ConvNode:
             bias = -shift if packed.bias is None else packed.bias - shift
             packed = dataclasses.replace(packed, bias=bias)
         x_scale, x_zero = quantisation(self.x)
+        slopes = None
+        if self.slopes is not None:
+            axis = self.placement.channel_axis
+            slopes = _vector(values.real(self.slopes), axis, packed.out_channels)
         r_scale, r_zero = (None, None) if self.residual is None else quantisation(self.residual)
         return packed.bind(
             x_scale=x_scale,
@@ -200,6 +213,7 @@ class ConvNode:
             residual_zero_point=r_zero,
             residual_mode=self.residual_mode,
             activation=self.activation,
+            slopes=slopes,
             **out,
         )
 

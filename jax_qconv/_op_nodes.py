@@ -16,10 +16,10 @@ from jax_qconv._elementwise import qadd, qmul
 from jax_qconv._graph import Const, Graph, Step
 from jax_qconv._pool import qavg_pool, qglobal_avg_pool, qmax_pool
 from jax_qconv._quantize import QTensor
-from jax_qconv._rearrange import qconcat, qpad
+from jax_qconv._rearrange import qconcat
 from jax_qconv._regions import Region
 from jax_qconv._spec import Ints
-from jax_qconv._values import Held, Quantisation, Values, padded
+from jax_qconv._values import Held, Quantisation, Values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class MaxPool(OpNode):
 
     def run(self, values: Values, out: Quantisation) -> None:
         x = values.held(self.inputs[0])
-        axes = _with_ends(x.axes, _pooled(self.step))
+        axes = with_ends(x.axes, _pooled(self.step))
         window = _window(self.step, axes)
         q = qmax_pool(x.stored(axes), **window, dilation=_inner(self.step, axes))
         values.set_held(self.out, Held(q, axes))
@@ -78,7 +78,7 @@ class AvgPool(OpNode):
 
     def run(self, values: Values, out: Quantisation) -> None:
         x = values.held(self.inputs[0])
-        axes = _with_ends(x.axes, _pooled(self.step))
+        axes = with_ends(x.axes, _pooled(self.step))
         window = _window(self.step, axes)
         scale, zero_point = out
         q = qavg_pool(x.stored(axes), **window, out_scale=scale, out_zero_point=zero_point)
@@ -86,16 +86,20 @@ class AvgPool(OpNode):
 
 
 class GlobalAvgPool(OpNode):
-    """The mean over all spatial axes."""
+    """The mean over all spatial axes; these are kept with one element each, or dropped."""
 
     def run(self, values: Values, out: Quantisation) -> None:
         reduced = frozenset(self.step.params["axes"])
         x = values.held(self.inputs[0])
-        axes = _with_ends(x.axes, reduced)
+        axes = with_ends(x.axes, reduced)
         scale, zero_point = out
-        q = qglobal_avg_pool(x.stored(axes), out_scale=scale, out_zero_point=zero_point)
+        keepdims = len(values.graph.shape(self.out)) == len(axes)
+        q = qglobal_avg_pool(
+            x.stored(axes), out_scale=scale, out_zero_point=zero_point, keepdims=keepdims
+        )
         left = sorted((axes[0], axes[-1]))
-        values.set_held(self.out, Held(q, (left.index(axes[0]), left.index(axes[-1]))))
+        dropped = left.index(axes[0]), left.index(axes[-1])
+        values.set_held(self.out, Held(q, axes if keepdims else dropped))
 
 
 class Concat(OpNode):
@@ -117,53 +121,9 @@ class Concat(OpNode):
         values.set_held(self.out, Held(q, first.axes))
 
 
-class Pad(OpNode):
-    """Zeros around the spatial axes."""
-
-    keeps_scale = True
-
-    @classmethod
-    def why_not(cls, step: Step, graph: Graph) -> str | None:
-        """What keeps a ``pad`` from being one."""
-        pads = step.params["padding_config"]
-        if not is_zero(step.inputs[1]):
-            return "it pads with something else than zero"
-        if any(low < 0 or high < 0 or inner for low, high, inner in pads):
-            return "it cuts off, or pads between elements"
-        if not 3 <= len(pads) <= 5 or len(pads) - len(_padded_axes(step)) < 2:
-            return "it pads more than spatial axes"
-        return None
-
-    def run(self, values: Values, out: Quantisation) -> None:
-        x = values.held(self.inputs[0])
-        axes = _with_ends(x.axes, _padded_axes(self.step))
-        pads = [self.step.params["padding_config"][axis] for axis in axes[1:-1]]
-        q = qpad(x.stored(axes), [(int(low), int(high)) for low, high, _ in pads])
-        values.set_held(self.out, Held(q, axes))
-
-
-class Reshape(OpNode):
-    """The same elements in another shape; of a transposition, only their order is noted."""
-
-    keeps_scale = True
-
-    def run(self, values: Values, out: Quantisation) -> None:
-        x = values.held(self.inputs[0])
-        if self.step.name == "transpose":
-            order = tuple(self.step.params["permutation"])
-            values.set_held(self.out, Held(x.q, tuple(order.index(axis) for axis in x.axes)))
-            return
-        straight = tuple(range(len(x.axes)))
-        q = x.stored(straight)
-        shape = values.graph.shape(self.out)
-        flat = q.unpadded().reshape(shape)
-        q = dataclasses.replace(q, values=flat, channels=shape[-1])
-        values.set_held(self.out, Held(padded(q), tuple(range(len(shape)))))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Binary(OpNode):
-    """The sum or product of two values, broadcast, and an activation.
+    """The sum, difference or product of two values, broadcast, and an activation.
 
     Attributes:
         activation: that follows, or None.
@@ -172,9 +132,12 @@ class Binary(OpNode):
     activation: Activation | None = None
 
     def run(self, values: Values, out: Quantisation) -> None:
-        axes = values.held(self.inputs[0]).axes
+        largest = max(self.inputs, key=lambda number: math.prod(values.graph.shape(number)))
+        axes = values.held(largest).axes
         a, b = (values.int8(number, axes) for number in self.inputs)
-        op = {"add": qadd, "mul": qmul}[self.step.name]
+        if self.step.name == "sub":
+            b = _negative(b)
+        op = qmul if self.step.name == "mul" else qadd
         scale, zero_point = out
         q = op(a, b, out_scale=scale, out_zero_point=zero_point, activation=self.activation)
         values.set_held(self.out, Held(q, axes))
@@ -220,9 +183,10 @@ class RealNode:
     why: str | None = None
 
 
-def is_zero(ref: Any) -> bool:
-    """Whether an operand is the constant zero."""
-    return isinstance(ref, Const) and bool(np.all(np.asarray(ref.value) == 0))
+def _negative(q: QTensor) -> QTensor:
+    """-q, as -((q - z) * s) = ((-1 - q) - (-1 - z)) * s, and -1 - q is an int8 for every int8."""
+    zero_point = jnp.int32(-1) - (jnp.int32(0) if q.zero_point is None else q.zero_point)
+    return dataclasses.replace(q, values=~q.values, zero_point=zero_point)
 
 
 def is_count(ref: Any, count: int, *, divided: bool) -> bool:
@@ -254,13 +218,7 @@ def _pooled(step: Step) -> frozenset[int]:
     )
 
 
-def _padded_axes(step: Step) -> frozenset[int]:
-    """The axes along which a ``pad`` adds something."""
-    pads = step.params["padding_config"]
-    return frozenset(axis for axis, (low, high, _) in enumerate(pads) if low or high)
-
-
-def _with_ends(axes: Ints, inner: frozenset[int]) -> Ints:
+def with_ends(axes: Ints, inner: frozenset[int]) -> Ints:
     """An order of axes, near to ``axes``, whose first and last aren't among ``inner``."""
     if axes[0] not in inner and axes[-1] not in inner:
         return axes

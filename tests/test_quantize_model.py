@@ -1,8 +1,6 @@
-"""A float network becomes an int8 one: what is folded, what flows in int8, and how near it is."""
+"""`quantize_model`: a float network becomes an int8 one, calibrated, packed, by rules."""
 
 from __future__ import annotations
-
-import collections
 
 import flax.linen as nn
 import jax
@@ -10,44 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from float_nets import conv, images, kinds, quantized, sqnr, weights
 
 import jax_qconv
 from jax_qconv import quantize_model
-from jax_qconv._conv_node import ConvNode
 from jax_qconv._op_nodes import RealNode
-
-
-def images(n=4, size=16, c=3, seed=0):
-    return np.random.default_rng(seed).normal(size=(n, size, size, c)).astype(np.float32)
-
-
-def sqnr(wanted, got):
-    wanted, got = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
-    return 10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum())
-
-
-def weights(*shape, seed=1):
-    fan_in = np.prod(shape[:-1])
-    return (np.random.default_rng(seed).normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
-
-
-def quantized(function, parameters, *data, **options):
-    """Calibrated on the very data that it then sees."""
-    batch = data if len(data) > 1 else data[0]
-    # The quickest observer to compile.
-    options = {"observer": "absmax", "progress": False} | options
-    return quantize_model(function, parameters, [batch], **options)
-
-
-def kinds(model, *data):
-    """How many nodes of each kind there are."""
-    return collections.Counter(type(node).__name__ for node in model.network(*data).nodes)
-
-
-def conv(x, w, **options):
-    options = {"window_strides": (1, 1), "padding": "SAME"} | options
-    numbers = options.pop("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
-    return jax.lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
 
 
 class Net(nn.Module):
@@ -154,229 +119,6 @@ def test_nnx_modules_are_quantised_as_they_are():
     assert sqnr(nnx.merge(graphdef, state)(x), model(model.params, x)) > 35
 
 
-@pytest.mark.parametrize(
-    ("numbers", "to_x", "to_w"),
-    [
-        (("NHWC", "HWIO", "NHWC"), (0, 1, 2, 3), (0, 1, 2, 3)),
-        (("NCHW", "OIHW", "NCHW"), (0, 3, 1, 2), (3, 2, 0, 1)),
-        (("NHWC", "OHWI", "NCHW"), (0, 1, 2, 3), (3, 0, 1, 2)),
-        (("CHWN", "IHWO", "NHWC"), (3, 1, 2, 0), (2, 0, 1, 3)),
-    ],
-)
-def test_every_layout_of_a_convolution_gives_the_same_bytes(numbers, to_x, to_w):
-    x, w = images(c=8), weights(3, 3, 8, 16)
-    straight = quantized(lambda w, x: jax.nn.relu(conv(x, w)), w, x)
-    other = quantized(
-        lambda w, x: jax.nn.relu(conv(x, w, dimension_numbers=numbers)),
-        w.transpose(to_w),
-        x.transpose(to_x),
-    )
-    out = other(other.params, x.transpose(to_x))
-    out = out.transpose([numbers[2].index(axis) for axis in "NHWC"])
-    np.testing.assert_array_equal(out, straight(straight.params, x))
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "options"),
-    [
-        ((2, 9, 11, 8), (3, 3, 8, 16), {"window_strides": (2, 1), "padding": ((0, 1), (2, 0))}),
-        ((2, 9, 11, 8), (3, 3, 8, 16), {"rhs_dilation": (2, 2)}),
-        ((2, 9, 11, 8), (3, 3, 2, 16), {"feature_group_count": 4}),
-        ((2, 9, 11, 8), (3, 3, 1, 8), {"feature_group_count": 8}),
-        ((2, 9, 11, 8), (3, 3, 8, 16), {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}),
-        ((2, 9, 11, 8), (4, 4, 8, 16), {"lhs_dilation": (2, 2), "padding": ((2, 2), (2, 2))}),
-        ((2, 9, 11, 8), (2, 2, 8, 16), {"lhs_dilation": (2, 2), "padding": ((1, 1), (1, 1))}),
-        (
-            (2, 30, 8),
-            (5, 8, 16),
-            {"window_strides": (2,), "dimension_numbers": ("NWC", "WIO", "NWC")},
-        ),
-        (
-            (2, 5, 6, 7, 8),
-            (3, 3, 3, 8, 16),
-            {"window_strides": (1, 1, 1), "dimension_numbers": ("NDHWC", "DHWIO", "NDHWC")},
-        ),
-    ],
-    ids=["placed", "dilated", "groups", "depthwise", "up3", "up4", "up2", "1-D", "3-D"],
-)  # fmt: skip
-def test_every_kind_of_convolution_is_found(x_shape, w_shape, options):
-    x, w = np.random.default_rng(0).normal(size=x_shape).astype("f"), weights(*w_shape)
-    function = lambda w, x: conv(x, w, **options)  # noqa: E731
-    model = quantized(function, w, x)
-    assert kinds(model, x) == {"ConvNode": 1}
-    assert sqnr(function(w, x), model(model.params, x)) > 35
-
-
-@pytest.mark.parametrize("transpose_kernel", [False, True])
-def test_conv_transpose_is_found(transpose_kernel):
-    x, w = images(c=8), weights(4, 4, 16, 8) if transpose_kernel else weights(4, 4, 8, 16)
-
-    def function(w, x):
-        return jax.lax.conv_transpose(x, w, (2, 2), "SAME", transpose_kernel=transpose_kernel)
-
-    model = quantized(function, w, x)
-    assert kinds(model, x)["ConvNode"] == 1 and kinds(model, x)["RealNode"] == 0
-    assert sqnr(function(w, x), model(model.params, x)) > 35
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_products_with_weights_on_either_side_are_found(first):
-    x, w = images(n=1, size=8, c=24)[0], weights(24, 10)
-
-    def function(w, x):
-        return jnp.einsum("ck,hwc->khw", w, x) if first else jnp.einsum("hwc,ck->hwk", x, w)
-
-    model = quantized(function, w, x)
-    assert kinds(model, x)["ConvNode"] == 1
-    assert sqnr(function(w, x), model(model.params, x)) > 35
-
-
-ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "leaky_relu": jax.nn.leaky_relu,
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": jax.nn.gelu,
-    "sigmoid": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-    "hard_sigmoid": jax.nn.hard_sigmoid,
-    "hard_swish": jax.nn.hard_swish,
-    "clip": lambda x: jnp.clip(x, -0.5, 1.25),
-    "where": lambda x: jnp.where(x > 0, x, 0.25 * x),
-}
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_are_recognised_by_what_they_compute(name):
-    function = lambda w, x: ACTIVATIONS[name](conv(x, w))  # noqa: E731
-    x, w = images(c=8), weights(3, 3, 8, 16)
-    model = quantized(function, w, x)
-    (node,) = model.network(x).nodes
-    assert isinstance(node, ConvNode)
-    wanted = {"relu6": "clip", "where": "leaky_relu"}.get(name, name)
-    assert node.activation is not None and node.activation.kind == wanted
-    assert sqnr(function(w, x), model(model.params, x)) > 30
-
-
-@pytest.mark.parametrize(
-    "function",
-    [lambda y: jnp.exp(-y * y), lambda y: jax.nn.elu(y), lambda y: jax.nn.softplus(y) * 0.5],
-    ids=["bell", "elu", "softplus"],
-)
-def test_any_other_function_of_single_elements_is_a_table(function):
-    def net(p, x):
-        return conv(function(conv(x, p["a"])), p["b"])
-
-    p, x = {"a": weights(3, 3, 8, 16), "b": weights(3, 3, 16, 8)}, images(c=8)
-    model = quantized(net, p, x)
-    assert kinds(model, x) == {"ConvNode": 2, "Lookup": 1}
-    assert sqnr(net(p, x), model(model.params, x)) > 30
-
-
-def test_pads_are_folded_and_zero_rows_are_kept():
-    def function(w, x):
-        x = jnp.pad(x, ((0, 0), (1, 2), (0, 1), (0, 0)))
-        return conv(x, w, padding=((1, 0), (0, 0)))
-
-    x, w = images(c=8), weights(3, 3, 8, 16)
-    model = quantized(function, w, x)
-    (node,) = (n for n in model.network(x).nodes if isinstance(n, ConvNode))
-    assert dict(node.placement.options)["padding"] == ((2, 2), (0, 1))
-    assert sqnr(function(w, x), model(model.params, x)) > 35
-
-
-def test_flattened_values_keep_their_order():
-    def net(p, x):
-        y = jax.nn.relu(conv(x, p["a"], dimension_numbers=("NCHW", "OIHW", "NCHW")))
-        return y.reshape(len(y), -1) @ p["b"]
-
-    p = {"a": weights(20, 3, 3, 3), "b": weights(20 * 36, 7)}
-    x = images(n=2, size=6).transpose(0, 3, 1, 2)
-    model = quantized(net, p, x)
-    assert kinds(model, x) == {"ConvNode": 2, "Reshape": 1}
-    assert sqnr(net(p, x), model(model.params, x)) > 30
-
-
-@pytest.mark.parametrize(
-    "between",
-    [
-        lambda y: jax.lax.reduce_window(
-            y.reshape(2, 4, 4, 64), -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID"
-        ),
-        lambda y: y.reshape(2, 16, 8, 8).mean((2, 3)),
-        lambda y: y.reshape(2, 16, 8, 8).mean((1, 2)),
-        lambda y: y.mean((2, 3)),
-        lambda y: jnp.pad(y.reshape(2, 16, 8, 8), ((0, 0), (0, 0), (1, 0), (0, 2))),
-        lambda y: jnp.pad(y, ((0, 0), (0, 0), (0, 0), (0, 3))),
-        lambda y: jnp.concatenate([y, y[:, ::-1]], 1),
-    ],
-    ids=["pool", "mean", "other mean", "mean of channels", "pad", "pad channels", "rows"],
-)
-def test_operations_find_their_axes_wherever_they_are_stored(between):
-    def net(p, x):
-        y = between(jax.nn.relu(conv(x, p["a"])))
-        return y.reshape(2, -1) @ p["b"]
-
-    x = images(n=2, size=8)
-    p = {"a": weights(3, 3, 3, 16)}
-    inner = jax.eval_shape(lambda x: between(conv(x, p["a"])).reshape(2, -1), x).shape[-1]
-    p["b"] = weights(inner, 5)
-    model = quantized(net, p, x)
-    assert sqnr(net(p, x), model(model.params, x)) > 28
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda y: jnp.float32(1e-6) * jnp.tanh(y),
-        lambda y: jax.nn.relu(y * jnp.float32(1e-11)),
-        lambda y: jnp.where(y > 0.004, y, jnp.float32(0)),
-        lambda y: y * (y > 0),
-        lambda y: jnp.clip(y, 0, 2e4),
-    ],
-    ids=["tiny", "tiny relu", "threshold", "mask", "high clip"],
-)
-def test_functions_like_activations_are_not_taken_for_them(function):
-    x, w = images(c=8), weights(3, 3, 8, 16)
-
-    def net(w, x):
-        with jax.numpy_dtype_promotion("standard"):
-            return function(conv(x, w))
-
-    model = quantized(net, w, x)
-    assert sqnr(net(w, x), model(model.params, x)) > 30
-
-
-@pytest.mark.parametrize(
-    "net",
-    [
-        lambda p, x: (
-            jnp.concatenate([jnp.broadcast_to(p["c"], (4, 1, 32)), hidden(p, x)], 1) @ p["d"]
-        ),
-        lambda p, x: jnp.concatenate([hidden(p, x), jnp.ones((4, 64, 32))], -1)[..., :32] @ p["d"],
-        lambda p, x: jnp.einsum("ntd,td->nt", hidden(p, x), p["e"]),
-        lambda p, x: jax.lax.reshape(hidden(p, x), (4, 32, 64), (0, 2, 1))[..., :32] @ p["d"],
-        lambda p, x: conv(image(p, x) * jnp.cumsum(image(p, x), 1), p["f"]),
-    ],
-    ids=["concat parameter", "concat constant", "batched product", "reordering", "real product"],
-)
-def test_what_looks_like_int8_but_is_not_stays_right(net):
-    p = {"a": weights(3, 3, 3, 32), "c": weights(32), "d": weights(32, 5), "e": weights(64, 32)}
-    p["f"] = weights(3, 3, 32, 8)
-    x = images(size=8)
-    model = quantized(net, p, x)
-    assert sqnr(net(p, x), model(model.params, x)) > 28
-
-
-def image(p, x):
-    return jax.nn.relu(conv(x, p["a"]))
-
-
-def hidden(p, x):
-    return image(p, x).reshape(4, 64, 32)
-
-
 def test_a_network_that_does_other_things_for_other_sizes_is_refused():
     def net(w, x):
         y = jax.nn.relu(conv(x, w))
@@ -395,39 +137,6 @@ def test_a_layer_that_is_used_twice_goes_by_one_rule():
     p, x = {"a": weights(3, 3, 8, 8), "b": weights(3, 3, 8, 8)}, images(c=8)
     model = quantized(net, p, x, rules=[jax_qconv.Rule("a", skip=True)])
     assert set(model.params["layers"]) == {"b"}
-
-
-def test_a_gate_of_squeeze_and_excitation_stays_int8():
-    def net(p, x):
-        y = jax.nn.silu(conv(x, p["a"]))
-        gate = jax.nn.sigmoid(y.mean((1, 2), keepdims=True) @ p["b"])
-        return conv(y * gate, p["c"])
-
-    p = {"a": weights(3, 3, 3, 16), "b": weights(16, 16), "c": weights(1, 1, 16, 8)}
-    x = images()
-    model = quantized(net, p, x)
-    assert kinds(model, x)["ConvNode"] == 3 and kinds(model, x)["Binary"] == 1
-    assert sqnr(net(p, x), model(model.params, x)) > 25
-
-
-@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, jax.named_call])
-def test_frames_around_steps_are_looked_through(wrap):
-    block = wrap(lambda w, x: jax.nn.relu(conv(x, w)))
-    x, w = images(c=8), weights(3, 3, 8, 8)
-    model = quantized(lambda w, x: block(w, block(w, x)), w, x)
-    assert kinds(model, x) == {"ConvNode": 2}
-    assert len(model.params["layers"]) == 2
-
-
-def test_what_is_not_understood_stays_real_and_right():
-    def net(p, x):
-        y = jnp.sort(conv(x, p["a"]), axis=1)
-        return conv(y, p["b"])
-
-    p, x = {"a": weights(3, 3, 3, 8), "b": weights(3, 3, 8, 8)}, images()
-    model = quantized(net, p, x)
-    assert kinds(model, x) == {"ConvNode": 2, "RealNode": 1}
-    assert sqnr(net(p, x), model(model.params, x)) > 35
 
 
 def test_a_network_of_bfloat16_gives_bfloat16():

@@ -1,0 +1,43 @@
+"""Small float networks made int8: data, weights, and what became of them."""
+
+from __future__ import annotations
+
+import collections
+
+import jax
+import numpy as np
+
+from jax_qconv import quantize_model
+
+
+def images(n=4, size=16, c=3, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, size, size, c)).astype(np.float32)
+
+
+def sqnr(wanted, got):
+    wanted, got = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
+    return 10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum())
+
+
+def weights(*shape, seed=1):
+    fan_in = np.prod(shape[:-1])
+    return (np.random.default_rng(seed).normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
+
+
+def quantized(function, parameters, *data, **options):
+    """Calibrated on the very data that it then sees."""
+    batch = data if len(data) > 1 else data[0]
+    # The quickest observer to compile.
+    options = {"observer": "absmax", "progress": False} | options
+    return quantize_model(function, parameters, [batch], **options)
+
+
+def kinds(model, *data):
+    """How many nodes of each kind there are."""
+    return collections.Counter(type(node).__name__ for node in model.network(*data).nodes)
+
+
+def conv(x, w, **options):
+    options = {"window_strides": (1, 1), "padding": "SAME"} | options
+    numbers = options.pop("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
