@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,6 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_qconv._conv_node import ConvNode
+from jax_qconv._equalise import Factors, equalised
+from jax_qconv._layer_info import LayerInfo
+from jax_qconv._moments import Moments
 from jax_qconv._network import Network, key_of
 from jax_qconv._op_nodes import RealNode
 from jax_qconv._range import scale_of
@@ -27,13 +30,14 @@ class Calibration:
     Attributes:
         networks: what was found in the function, by the shapes of data.
         quantisation: scale and zero point (or None) of each group of int8 values.
-        x_means: ``[C; float32]`` mean of each layer's input, by the layer's name; empty if it
-            isn't wanted.
+        factors: what the channels of equalised values are divided by.
+        moments: of the inputs of those layers whose weights or biases are fitted to them, by name.
     """
 
     networks: dict[Any, Network]
     quantisation: dict[int, Quantisation]
-    x_means: dict[str, Any]
+    factors: Factors
+    moments: dict[str, Moments]
 
 
 def calibrate(
@@ -42,7 +46,7 @@ def calibrate(
     batches: Iterable[Any],
     rules: RuleBook,
     *,
-    means: bool,
+    equalise: bool,
     progress: bool,
 ) -> Calibration:
     """Show a network data, and learn how its int8 values are to be quantised.
@@ -51,14 +55,15 @@ def calibrate(
         find: the network for data of some shapes.
         parameters: float ones.
         batches: each an array, or a tuple of arguments.
-        rules: whose observers are asked.
-        means: whether to learn the mean of each layer's input.
+        rules: that say what is to be learned.
+        equalise: whether channels are equalised across layers.
         progress: whether to show it on stderr.
     """
     networks: dict[Any, Network] = {}
-    states: dict[int, Any] | None = None
-    sums: Any = None
+    watches: dict[Any, _Watch] = {}
     updates: dict[Any, Any] = {}
+    factors: Factors = {}
+    state: Any = None
     count = 0
     for count, batch in enumerate(_checked(batches), 1):
         data = batch if isinstance(batch, tuple) else (batch,)
@@ -66,46 +71,97 @@ def calibrate(
         if key not in networks:
             network = find(data=data)
             _check(network, networks, data)
+            if equalise and not networks:
+                factors = equalised(network, _weights(network, parameters))
             networks[key] = network
-            observers = _observers(network, rules)
-            updates[key] = jax.jit(functools.partial(_update, network, observers, means))
-        if states is None:
-            observers = _observers(networks[key], rules)
-            states = {group: observer.init() for group, observer in observers.items()}
-        states, found_means = updates[key](states, parameters, data)
-        sums = found_means if sums is None else _averaged(sums, found_means)
+            watches[key] = _Watch(network, rules, factors)
+            updates[key] = jax.jit(watches[key].update)
+        seen = state if state is not None else watches[key].init()
+        state = updates[key](seen, parameters, data)
         if progress:
             print(f"\rcalibration: {count} batches", end="", file=sys.stderr, flush=True)
     if progress and count:
         print(file=sys.stderr)
-    if states is None:
+    if state is None:
         raise ValueError("batches is empty: calibration needs at least one batch of data.")
-    network = next(iter(networks.values()))
-    unused = rules.unused([*(layer.name for layer in network.layers), *network.skipped])
+    watch = next(iter(watches.values()))
+    network = watch.network
+    unused = rules.unused(
+        [*(layer.info for layer in network.layers), *network.skipped, *watch.makers.values()]
+    )
     if unused:
         warnings.warn(f"rules for {unused} fit no layer.", stacklevel=3)
-    makers = _makers(network)
     found = {}
-    for group, seen in _finished(_observers(network, rules), states).items():
-        name = makers[group]
+    for group, seen in _finished(watch.observers, state.observed).items():
+        maker = watch.makers[group]
         if int(seen.not_finite):
             raise ValueError(
-                f"{name} made {int(seen.not_finite)} values that aren't finite while it was "
+                f"{maker.name} made {int(seen.not_finite)} values that aren't finite while it was "
                 "calibrated; look for NaN in its data and weights."
             )
-        scale, zero_point = scale_of(seen, asymmetric=rules.asymmetric(name))
+        scale, zero_point = scale_of(seen, asymmetric=rules.asymmetric(maker))
         found[group] = np.asarray(scale), None if zero_point is None else np.asarray(zero_point)
-    return Calibration(networks, found, {name: mean for name, (mean, _) in sums.items()})
+    return Calibration(networks, found, factors, state.moments or {})
 
 
-def _averaged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Means of two parts of the data, each with its count, as those of both."""
-    found = {}
-    for name, (mean, count) in a.items():
-        other, more = b[name]
-        total = count + more
-        found[name] = mean + (other - mean) * (more / total), total
-    return found
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Seen:
+    """States of observers by their groups, and moments by layers; None before any data."""
+
+    observed: dict[int, Any]
+    moments: dict[str, Moments] | None
+
+
+class _Watch:
+    """What is looked at while a network computes.
+
+    Args:
+        network: for data of given shapes.
+        rules: that say what is to be learned.
+        factors: of the equalised values.
+    """
+
+    def __init__(self, network: Network, rules: RuleBook, factors: Factors) -> None:
+        self.network, self.rules, self.factors = network, rules, factors
+        self.makers = _makers(network)
+        self.observers = {group: rules.observer(maker) for group, maker in self.makers.items()}
+
+    def init(self) -> _Seen:
+        """Nothing seen yet."""
+        states = {group: observer.init() for group, observer in self.observers.items()}
+        return _Seen(states, None)
+
+    def update(self, seen: _Seen, parameters: Any, data: Any) -> _Seen:
+        """What was seen after one more batch."""
+        network = self.network
+        values = Values.of_float(network.graph, parameters, data)
+        states = {}
+        for group, numbers in network.observed.items():
+            states[group] = seen.observed[group]
+            for number in numbers:
+                x = self._divided(number, values.real(number))
+                states[group] = self.observers[group].update(states[group], x)
+        moments = {}
+        for layer in network.layers:
+            second = self.rules.rounding(layer.info) == "compensated"
+            if second or self.rules.corrects_bias(layer.info):
+                moments[layer.name] = Moments.of(layer, values, second=second)
+        if seen.moments is not None:
+            moments = {name: seen.moments[name].merge(new) for name, new in moments.items()}
+        return _Seen(states, moments)
+
+    def _divided(self, number: int, x: Any) -> Any:
+        """A value as it is to be quantised."""
+        factors = self.factors.get(number)
+        return x if factors is None else x.astype(jnp.float32) / jnp.broadcast_to(factors, x.shape)
+
+
+def _weights(network: Network, parameters: Any) -> dict[str, Any]:
+    """Real ones of each layer, with what is folded into them."""
+    leaves = jax.tree.leaves(parameters)
+    values = Values(network.graph, dict(zip(network.graph.parameters, leaves, strict=True)))
+    return {layer.name: np.asarray(layer.weights(values)[0]) for layer in network.layers}
 
 
 def _finished(observers: dict[int, Any], states: dict[int, Any]) -> dict[int, Any]:
@@ -142,38 +198,16 @@ def _check(network: Network, networks: dict[Any, Network], data: Any) -> None:
         network.check_like(other, jax.tree.map(jnp.shape, data))
 
 
-def _makers(network: Network) -> dict[int, str]:
-    """For each group a name: of the node that makes its first value, or of the data."""
-    by_value = {getattr(n, "out", None): getattr(n, "name", "") for n in network.nodes}
-    return {
-        group: next(filter(None, (by_value.get(v) for v in values)), "the input")
-        for group, values in network.observed.items()
-    }
-
-
-def _observers(network: Network, rules: RuleBook) -> dict[int, Any]:
-    return {group: rules.observer(name) for group, name in _makers(network).items()}
-
-
-def _update(
-    network: Network,
-    observers: dict[int, Any],
-    means: bool,
-    states: dict[int, Any],
-    parameters: Any,
-    data: Any,
-) -> tuple[dict[int, Any], dict[str, Any]]:
-    """The states after a batch, and the means of the layers' inputs with their counts."""
-    values = Values.of_float(network.graph, parameters, data)
+def _makers(network: Network) -> dict[int, LayerInfo]:
+    """For each group what makes its first value: a layer, an operation, or the input."""
+    by_value = {node.out: node for node in network.nodes if not isinstance(node, RealNode)}
     found = {}
-    for group, numbers in network.observed.items():
-        state = states[group]
-        for number in numbers:
-            state = observers[group].update(state, values.real(number))
-        found[group] = state
-    of_layers = {}
-    for layer in network.layers if means else ():
-        x = jnp.transpose(values.real(layer.x), layer.placement.x_axes).astype(jnp.float32)
-        pixels = x.reshape(-1, x.shape[-1])
-        of_layers[layer.name] = pixels.mean(0), jnp.float32(len(pixels))
-    return found, of_layers
+    for group, values in network.observed.items():
+        node = next((by_value[v] for v in values if v in by_value), None)
+        if node is None:
+            found[group] = LayerInfo("the input", "input")
+        elif isinstance(node, ConvNode):
+            found[group] = node.info
+        else:
+            found[group] = LayerInfo(node.name, node.step.name)
+    return found

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax_qconv._activation import Activation
 from jax_qconv._conv import qconv
 from jax_qconv._graph import Const, Graph, Ref, Step
+from jax_qconv._layer_info import LayerInfo
 from jax_qconv._linear import prepack_linear, qlinear
-from jax_qconv._pack import prepack, unpack
+from jax_qconv._pack import prepack
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._spec import Ints, Pads
 from jax_qconv._values import Held, Quantisation, Values
@@ -130,7 +131,8 @@ class ConvNode:
     """A convolution or matrix product with its epilogue: one call of a kernel.
 
     Attributes:
-        name: of the layer.
+        name: of the layer, unique.
+        info: what rules tell it by.
         places: of the steps that it stands for.
         x: number of its input.
         weight: operand with its weights.
@@ -144,6 +146,7 @@ class ConvNode:
     """
 
     name: str
+    info: LayerInfo
     places: tuple[int, ...]
     x: int
     weight: Ref
@@ -178,28 +181,24 @@ class ConvNode:
     def pack(
         self,
         values: Values,
+        weight: jax.Array,
+        scale: jax.Array,
+        bias: jax.Array | None,
         quantisation: Callable[[int], Quantisation],
-        *,
-        per_channel: bool,
-        x_mean: jax.Array | None = None,
         **out: Any,
     ) -> PackedConv:
         """Packed and bound.
 
         Args:
             values: that are known.
+            weight: ``[R, S, C / groups, K; int8]`` or ``[C, K; int8]``.
+            scale: of the weights.
+            bias: ``[K; float32]`` or None.
             quantisation: scale and zero point of a value.
-            per_channel: whether each output channel has its own weight scale.
-            x_mean: ``[C; float32]`` mean of the input, to correct the bias by; or None.
             out: out_scale and so on, of `PackedConv.bind`.
         """
-        w, bias = self.weights(values)
         make = prepack_linear if self.placement.linear else prepack
-        packed = make(w, bias, per_channel=per_channel, **dict(self.placement.options))
-        if x_mean is not None:
-            shift = self._mean_error(packed, w, x_mean)
-            bias = -shift if packed.bias is None else packed.bias - shift
-            packed = dataclasses.replace(packed, bias=bias)
+        packed = make(weight, bias, weight_scale=scale, **dict(self.placement.options))
         x_scale, x_zero = quantisation(self.x)
         slopes = None
         if self.slopes is not None:
@@ -217,17 +216,6 @@ class ConvNode:
             **out,
         )
 
-    def _mean_error(self, packed: PackedConv, w: jax.Array, x_mean: jax.Array) -> jax.Array:
-        """``[K]``: what rounding the weights adds to the output on average, borders aside."""
-        rounded, scale, *_ = unpack(packed)
-        error = rounded.reshape(w.shape).astype(jnp.float32) * jnp.broadcast_to(scale, w.shape) - w
-        *kernel, c, k = w.shape
-        groups = packed.groups
-        by_group = error.reshape(math.prod(kernel), c, groups, k // groups).sum(0)
-        shift = jnp.einsum("cgk,gc->gk", by_group, x_mean.reshape(groups, c)).reshape(k)
-        # Of a transposed one each output sees a part of the kernel.
-        return shift / jnp.float32(math.prod(packed.strides) if packed.transpose else 1)
-
     def run(self, values: Values, packed: PackedConv, **engine: Any) -> None:
         """Leave the output among the values."""
         placed = self.placement
@@ -238,7 +226,8 @@ class ConvNode:
         y = (qlinear if placed.linear else qconv)(x, packed, residual=residual, **engine)
         if isinstance(y, jax.Array):
             order = sorted(range(y.ndim), key=placed.out_axes.__getitem__)
-            values.set_real(self.out, jnp.transpose(y, order))
+            y = jnp.transpose(y, order)
+            values.set_real(self.out, y.astype(values.graph.avals[self.out].dtype))
         else:
             values.set_held(self.out, Held(y, placed.out_axes))
 

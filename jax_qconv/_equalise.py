@@ -9,12 +9,14 @@ ranges r1 and r2 of the weights on both sides, repeated until they settle.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from jax_qconv._conv_node import ConvNode
+from jax_qconv._move_nodes import Pad
 from jax_qconv._network import Network
-from jax_qconv._op_nodes import MaxPool, Pad
+from jax_qconv._op_nodes import MaxPool
 
 HOMOGENEOUS = ("none", "relu", "leaky_relu", "prelu")
 """Activations with act(a * x) = a * act(x) for each positive a."""
@@ -23,7 +25,7 @@ SWEEPS = 20
 """Over all values; ranges of long chains need a few."""
 
 Factors = Mapping[int, np.ndarray]
-"""By the number of a value, what each of its channels is divided by: ``[C; float32]``."""
+"""By the number of a value, what each of its channels is divided by: float32, broadcasts to it."""
 
 
 def equalised(network: Network, weights: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
@@ -39,24 +41,29 @@ def equalised(network: Network, weights: Mapping[str, np.ndarray]) -> dict[int, 
     for _ in range(SWEEPS):
         for maker, values, readers in chains:
             before = _of_outputs(made[maker.name])
-            after = np.max([_of_inputs(made[reader.name], reader) for reader in readers], axis=0)
+            after = np.max(
+                [_of_inputs(made[reader.name], len(before)) for reader in readers], axis=0
+            )
             alive = (before > 0) & (after > 0)
             ratio = np.sqrt(np.where(alive, before, 1) / np.where(alive, after, 1))
             made[maker.name] = made[maker.name] / ratio
             for reader in readers:
-                made[reader.name] = made[reader.name] * by_inputs(ratio, reader, made[reader.name])
+                made[reader.name] = made[reader.name] * by_inputs(ratio, made[reader.name])
             total = ratio * found.get(maker.out, 1.0)
             found |= dict.fromkeys(values, total)
-    return {value: ratio.astype(np.float32) for value, ratio in found.items()}
+    axes = {value: maker.placement.channel_axis for maker, values, _ in chains for value in values}
+    return {
+        value: _along(axes[value], len(network.graph.shape(value)), ratio.astype(np.float32))
+        for value, ratio in found.items()
+    }
 
 
-def by_inputs(factor, layer: ConvNode, weight):
+def by_inputs(factor: Any, weight: Any) -> Any:
     """A number for each input channel, to multiply the weights of a layer with.
 
     Args:
         factor: ``[C]``
-        layer: whose weights.
-        weight: ``[R, S, C / groups, K] or [C, K]``
+        weight: ``[R, S, C / groups, K] or [C, K]`` of the layer that reads the channels.
 
     Returns:
         ``[C / groups, K]``
@@ -66,22 +73,25 @@ def by_inputs(factor, layer: ConvNode, weight):
     return by_group.repeat(weight.shape[-1] // groups, axis=1)
 
 
+def _along(axis: int, rank: int, vector: np.ndarray) -> np.ndarray:
+    """A vector along one of several axes."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
 def _of_outputs(weight: np.ndarray) -> np.ndarray:
     """``[K]``: the largest weight that makes each output channel."""
     return weight.reshape(-1, weight.shape[-1]).max(0)
 
 
-def _of_inputs(weight: np.ndarray, layer: ConvNode) -> np.ndarray:
-    """``[C]``: the largest weight that reads each input channel."""
+def _of_inputs(weight: np.ndarray, channels: int) -> np.ndarray:
+    """``[C]``: the largest weight that reads each of so many input channels."""
     *_, c, k = weight.shape
-    groups = dict(layer.placement.options).get("groups", 1)
+    groups = channels // c
     by_group = weight.reshape(-1, c, groups, k // groups).max((0, 3))
     return by_group.T.reshape(-1)
 
 
-def _chain(
-    network: Network, maker: ConvNode
-) -> tuple[ConvNode, list[int], list[ConvNode]] | None:
+def _chain(network: Network, maker: ConvNode) -> tuple[ConvNode, list[int], list[ConvNode]] | None:
     """A layer, the values that carry its output, and the layers that read them; or None."""
     activation = "none" if maker.activation is None else maker.activation.kind
     if maker.out not in network.int8 or maker.residual is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._graph import Graph, Step
+from jax_qconv._layer_info import LayerInfo
 from jax_qconv._layers import Layers, Skip
 from jax_qconv._op_nodes import OpNode, RealNode
 from jax_qconv._operands import data_of
@@ -15,8 +16,8 @@ Node = ConvNode | OpNode | RealNode
 LOOPS = ("scan", "while", "cond")
 
 
-def nodes(graph: Graph, names: dict[int, str], skip: Skip) -> tuple[list[Node], list[str]]:
-    """All nodes, in an order in which they can run, and the names of layers that were skipped.
+def nodes(graph: Graph, names: dict[int, str], skip: Skip) -> tuple[list[Node], list[LayerInfo]]:
+    """All nodes, in an order in which they can run, and the layers that were skipped.
 
     Args:
         graph: of the network.

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_qconv._conv_node import Affine, ConvNode, Placement
-from jax_qconv._graph import Const, Graph, Ref, Step
-from jax_qconv._operands import CASTS, differs_by_channel, is_float, is_zero, origins
+from jax_qconv._graph import LAYERS, Const, Graph, Ref, Step
+from jax_qconv._layer_info import LayerInfo
+from jax_qconv._operands import CASTS, data_of, differs_by_channel, is_float, is_zero, origins
 from jax_qconv._regions import Activations
 
 AFFINE = ("add", "sub", "mul", "div", "neg")
 
-Skip = Callable[[str], bool]
-"""Whether the layer of a name is to stay real."""
+Skip = Callable[[LayerInfo], bool]
+"""Whether a layer is to stay real."""
 
 
 class Layers:
@@ -38,7 +39,8 @@ class Layers:
     ) -> None:
         self.graph, self.names, self.skip = graph, names, skip
         self.activations, self.claimed = activations, claimed
-        self.skipped: list[str] = []
+        self.skipped: list[LayerInfo] = []
+        self._after, self._before = _neighbours(graph)
         self._taken_names: set[str] = set()
 
     def conv(self, place: int, step: Step) -> ConvNode | str:
@@ -89,9 +91,18 @@ class Layers:
         self, place: int, step: Step, x: int, weight: Ref, placement: Placement
     ) -> ConvNode | str:
         name = self._name(step, weight)
-        # A layer that is used several times goes by one rule.
-        if self.skip(name.partition("#")[0]):
-            self.skipped.append(name)
+        shape = self.graph.shape(weight)
+        info = LayerInfo(
+            # A layer that is used several times goes by one rule.
+            name=name.partition("#")[0],
+            kind="linear" if placement.linear else "conv",
+            weight_shape=tuple(shape[axis] for axis in placement.w_axes),
+            groups=dict(placement.options).get("groups", 1),
+            first=x not in self._after,
+            last=step.out not in self._before,
+        )
+        if self.skip(info):
+            self.skipped.append(info)
             return "a rule skips it"
         places, affine = [place], []
         value, placement = self._follow_affine(step.out, placement, places, affine)
@@ -109,6 +120,7 @@ class Layers:
                 mode = None if residual is None else "add_after_activation"
         return ConvNode(
             name=name,
+            info=info,
             places=tuple(sorted(places)),
             x=x,
             weight=weight,
@@ -181,6 +193,20 @@ class Layers:
             return value, None
         places.append(place)
         return step.out, other
+
+
+def _neighbours(graph: Graph) -> tuple[set[int], set[int]]:
+    """Values that come after any layer, and those that come before any."""
+    after: set[int] = set()
+    for step in graph.steps:
+        is_layer = step.name in LAYERS and any(map(graph.is_data, step.inputs))
+        if is_layer or not after.isdisjoint(data_of(graph, step)):
+            after.update(step.outputs)
+    before: set[int] = set()
+    for step in reversed(graph.steps):
+        if step.name in LAYERS or not before.isdisjoint(step.outputs):
+            before.update(data_of(graph, step))
+    return after, before
 
 
 def _spatial_pads(pad: Step, conv: Step) -> Any:

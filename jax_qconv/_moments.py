@@ -54,9 +54,18 @@ class Moments:
         pixels, sums = self.pixels + other.pixels, self.sums + other.sums
         mean = self.mean + (other.mean - self.mean) * (other.pixels / pixels)
         second = self.second
-        if second is not None:
+        if second is not None and other.second is not None:
             second = second + (other.second - second) * (other.sums / sums)
         return Moments(mean, pixels, second, sums)
+
+    def divided(self, factors: Any) -> Moments:
+        """Of the same input, each channel ``[C]`` divided by a number."""
+        second = self.second
+        if second is not None:
+            groups, taps = second.shape[:2]
+            by_tap = jnp.repeat(factors.reshape(groups, -1), taps * groups // len(factors), axis=1)
+            second = second / (by_tap[:, :, None] * by_tap[:, None])
+        return dataclasses.replace(self, mean=self.mean / factors, second=second)
 
 
 def _taps(layer: ConvNode, graph: Graph) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._fuse import Node, Skip, nodes
 from jax_qconv._graph import Graph, Ref
+from jax_qconv._layer_info import LayerInfo
 from jax_qconv._op_nodes import OpNode, RealNode
 
 
@@ -26,20 +27,35 @@ class Network:
         int8: values that nodes leave as int8.
         group: for each value that is quantised at some place, the number of its group: values of
             a group have one scale and zero point.
-        skipped: names of layers that a rule left real.
+        skipped: layers that a rule left real.
     """
 
     graph: Graph
     nodes: tuple[Node, ...]
     int8: frozenset[int]
     group: Mapping[int, int]
-    skipped: tuple[str, ...]
+    skipped: tuple[LayerInfo, ...]
 
     @classmethod
-    def make(cls, graph: Graph, names: dict[int, str], skip: Skip) -> Network:
-        """Of a graph; ``names`` are those of the parameters, ``skip`` says what stays real."""
+    def make(
+        cls,
+        graph: Graph,
+        names: dict[int, str],
+        skip: Skip,
+        writes_floats: Callable[[LayerInfo], bool],
+    ) -> Network:
+        """Of a graph.
+
+        Args:
+            graph: of the function.
+            names: of the parameters.
+            skip: whether a layer stays real.
+            writes_floats: whether a layer's output does.
+        """
         found, skipped = nodes(graph, names, skip)
-        int8 = _int8(found, graph)
+        real = set(graph.outputs)
+        real |= {n.out for n in found if isinstance(n, ConvNode) and writes_floats(n.info)}
+        int8 = _int8(found, real)
         return cls(graph, tuple(found), frozenset(int8), _groups(found, int8), tuple(skipped))
 
     @property
@@ -102,7 +118,7 @@ class Network:
                 self._trace_back(self.graph.steps[self.graph.producer[ref]].inputs, found)
 
 
-def _int8(found: Sequence[Node], graph: Graph) -> set[int]:
+def _int8(found: Sequence[Node], real: set[Ref]) -> set[int]:
     """Values that are left as int8: those that int8 nodes read, and can have as such."""
     allowed = {node.out for node in found if isinstance(node, OpNode)}
     while True:
@@ -113,7 +129,7 @@ def _int8(found: Sequence[Node], graph: Graph) -> set[int]:
                 wanted.update(node.inputs)
         int8: set[int] = set()
         for node in found:
-            if isinstance(node, RealNode) or node.out not in wanted or node.out in graph.outputs:
+            if isinstance(node, RealNode) or node.out not in wanted or node.out in real:
                 continue
             if isinstance(node, ConvNode) or int8.issuperset(node.inputs):
                 int8.add(node.out)
@@ -153,7 +169,12 @@ def key_of(data: Any) -> str:
 
 
 def names_of(parameters: Any, graph: Graph) -> dict[int, str]:
-    """The path of each parameter."""
+    """The path of each parameter, made unique."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(parameters)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    return dict(zip(graph.parameters, paths, strict=True))
+    # {"a/b": ...} and {"a": {"b": ...}} have the same path.
+    unique = [
+        path if path not in paths[:i] else f"{path}#{1 + paths[: i + 1].count(path)}"
+        for i, path in enumerate(paths)
+    ]
+    return dict(zip(graph.parameters, unique, strict=True))

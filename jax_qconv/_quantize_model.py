@@ -16,6 +16,7 @@ from jax_qconv._graph import trace
 from jax_qconv._network import Network, key_of, names_of
 from jax_qconv._observers import Observer
 from jax_qconv._op_nodes import OpNode
+from jax_qconv._packing import packed_layer
 from jax_qconv._rules import Rule, RuleBook
 from jax_qconv._values import Quantisation, Values
 
@@ -88,22 +89,10 @@ class QuantizedModel:
         leaves = jax.tree.leaves(parameters)
         values = Values(graph, dict(zip(graph.parameters, leaves, strict=True)))
 
-        def quantisation(value: int) -> Quantisation:
-            return self.calibration.quantisation[network.group[value]]
-
-        layers = {}
-        for node in network.layers:
-            out: dict[str, Any] = {"out_dtype": graph.avals[node.out].dtype}
-            if node.out in network.int8:
-                scale, zero_point = quantisation(node.out)
-                out = {"out_scale": scale, "out_zero_point": zero_point}
-            layers[node.name] = node.pack(
-                values,
-                quantisation,
-                per_channel=self.rules.per_channel(node.name),
-                x_mean=self.calibration.x_means.get(node.name),
-                **out,
-            )
+        layers = {
+            node.name: packed_layer(node, network, values, self.calibration, self.rules)
+            for node in network.layers
+        }
         found = {str(group): self.calibration.quantisation[group] for group in network.rescaled}
         return {
             "layers": layers,
@@ -133,7 +122,7 @@ def analyse(
     """What there is in a function."""
     graph = trace(function, parameters, *data)
     names = {number: _layer_name(path) for number, path in names_of(parameters, graph).items()}
-    return Network.make(graph, names, rules.skips)
+    return Network.make(graph, names, rules.skips, lambda layer: rules.out_dtype(layer) is not None)
 
 
 def _layer_name(path: str) -> str:
@@ -151,7 +140,10 @@ def quantize_model(
     observer: Observer | str = "mse",
     asymmetric: bool = False,
     per_channel: bool = True,
+    weight_observer: Observer | str = "absmax",
+    rounding: str = "nearest",
     bias_correction: bool = False,
+    equalise: bool = False,
     progress: bool = True,
 ) -> QuantizedModel:
     """Make an int8 network of a float one.
@@ -166,16 +158,25 @@ def quantize_model(
         function: ``function(parameters, *data)``.
         parameters: a pytree of float arrays.
         batches: calibration data: an iterable of batches, each an array (or pytree) that is the
-            only argument after the parameters, or a tuple of several.
+            only argument after the parameters, or a tuple of several. Gone through once.
         rules: exceptions for single layers; see `Rule`.
         observer: what decides on the ranges of activations: ``"absmax"``, ``"minmax"``,
             ``"moving_average"``, ``"percentile"``, ``"percentile:99.9"``, ``"entropy"``,
             ``"mse"``, or an `Observer`.
         asymmetric: whether activations get zero points.
         per_channel: whether each output channel of a layer has its own weight scale.
+        weight_observer: what decides on the ranges of weights, as ``observer``; of ``"mse"`` every
+            hundredth of the largest weight is tried.
+        rounding: of weights: ``"nearest"``, or ``"compensated"``: each makes up for what rounding
+            those before it does to the layer's output on the calibration data (GPTQ,
+            arXiv:2210.17323). Takes memory and time for layers with many weights to a sum; those
+            with more than 8,192 are rounded to nearest.
         bias_correction: whether biases make up for what rounding the weights does to the mean of
             each output channel, on the calibration data. Helps where sums have few terms, as in
             depthwise convolutions.
+        equalise: whether channels are scaled across layers so that their weights are of one size
+            (arXiv:1906.04721), where none but relu, leaky relu or prelu lies between them. Helps
+            where channels differ much, above all with one scale per tensor.
         progress: whether to show it on stderr.
 
     Returns:
@@ -187,13 +188,19 @@ def quantize_model(
             batches don't fit.
         TypeError: on a wrong rule or observer.
     """
-    book = RuleBook.make(rules, per_channel=per_channel, asymmetric=asymmetric, observer=observer)
+    book = RuleBook.make(
+        rules,
+        per_channel=per_channel,
+        weight_observer=weight_observer,
+        rounding=rounding,
+        bias_correction=bias_correction,
+        observer=observer,
+        asymmetric=asymmetric,
+    )
     shapes = jax.tree.map(
         lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), parameters
     )
     find = functools.partial(analyse, function, shapes, rules=book)
-    calibration = calibrate(
-        find, parameters, batches, book, means=bias_correction, progress=progress
-    )
+    calibration = calibrate(find, parameters, batches, book, equalise=equalise, progress=progress)
     model = QuantizedModel(function, {}, calibration, shapes, book)
     return dataclasses.replace(model, params=model.pack(parameters))

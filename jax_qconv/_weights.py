@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -68,7 +67,7 @@ def rounded(
     with jax.enable_x64(True):
         noise = jnp.asarray(x_scale, jnp.float64) ** 2 * np.float64(1 / 12)
         found = jax.lax.map(
-            lambda group: _compensated(*group, noise),
+            lambda group: _compensated(group[0], group[1], group[2], noise),
             (columns.astype(jnp.float64), scales.astype(jnp.float64), second.astype(jnp.float64)),
             batch_size=max(1, 2**22 // taps**2),
         )

@@ -1,0 +1,97 @@
+"""Float parameters of a network to packed ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_qconv._arrays import is_concrete
+from jax_qconv._calibrate import Calibration
+from jax_qconv._conv_node import ConvNode
+from jax_qconv._equalise import by_inputs
+from jax_qconv._network import Network
+from jax_qconv._packed_conv import PackedConv
+from jax_qconv._rules import RuleBook
+from jax_qconv._values import Quantisation, Values
+from jax_qconv._weights import rounded, weight_scale
+
+
+def packed_layer(
+    node: ConvNode,
+    network: Network,
+    values: Values,
+    calibration: Calibration,
+    rules: RuleBook,
+) -> PackedConv:
+    """A layer's weights in int8, packed and bound to its scales.
+
+    Args:
+        node: the layer.
+        network: that it is of.
+        values: with the parameters.
+        calibration: of the network.
+        rules: that say how.
+    """
+
+    def quantisation(value: int) -> Quantisation:
+        return calibration.quantisation[network.group[value]]
+
+    weight, bias = _finite(node, *node.weights(values))
+    moments = calibration.moments.get(node.name)
+    if node.x in calibration.factors:
+        factors = calibration.factors[node.x].reshape(-1)
+        weight = weight * jnp.broadcast_to(by_inputs(factors, weight), weight.shape)
+        moments = None if moments is None else moments.divided(factors)
+    if node.out in calibration.factors:
+        factors = calibration.factors[node.out].reshape(-1)
+        weight = weight / jnp.broadcast_to(factors, weight.shape)
+        bias = None if bias is None else bias / factors
+    scale = weight_scale(
+        weight, rules.weight_observer(node.info), per_channel=rules.per_channel(node.info)
+    )
+    x_scale, _ = quantisation(node.x)
+    second = None
+    if moments is not None and rules.rounding(node.info) == "compensated":
+        second = moments.second
+    integers = rounded(weight, scale, second=second, x_scale=x_scale)
+    if moments is not None and rules.corrects_bias(node.info):
+        shift = _mean_error(node, integers, scale, weight, moments.mean)
+        bias = -shift if bias is None else bias - shift
+    out: dict[str, Any] = {"out_dtype": rules.out_dtype(node.info)}
+    if node.out in network.int8:
+        scale_of_out, zero_point = quantisation(node.out)
+        out = {"out_scale": scale_of_out, "out_zero_point": zero_point}
+    elif out["out_dtype"] is None:
+        out = {"out_dtype": network.graph.avals[node.out].dtype}
+    return node.pack(values, integers, scale, bias, quantisation, **out)
+
+
+def _finite(
+    node: ConvNode, weight: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """The same; raise ValueError where numbers can be seen, and aren't finite."""
+    for array in (weight, bias):
+        if array is not None and is_concrete(array) and not np.isfinite(array).all():
+            raise ValueError(
+                f"{node.name} has weights that are NaN or infinite, or become so where the batch "
+                "norm or bias after it is folded in."
+            )
+    return weight, bias
+
+
+def _mean_error(
+    node: ConvNode, integers: jax.Array, scale: jax.Array, weight: jax.Array, mean: jax.Array
+) -> jax.Array:
+    """``[K]``: what rounding the weights adds to the output on average, borders aside."""
+    error = integers.astype(jnp.float32) * jnp.broadcast_to(scale, weight.shape) - weight
+    *kernel, c, k = weight.shape
+    groups = len(mean) // c
+    by_group = error.reshape(math.prod(kernel), c, groups, k // groups).sum(0)
+    shift = jnp.einsum("cgk,gc->gk", by_group, mean.reshape(groups, c)).reshape(k)
+    # Of a transposed one each output sees a part of the kernel.
+    options = dict(node.placement.options)
+    return shift / jnp.float32(math.prod(options["strides"]) if options.get("transpose") else 1)
