@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_qconv._batches import arguments
 from jax_qconv._network import Network, key_of
 from jax_qconv._op_nodes import RealNode
 from jax_qconv._range import scale_of
@@ -60,8 +61,7 @@ def calibrate(
     sums: Any = None
     updates: dict[Any, Any] = {}
     count = 0
-    for count, batch in enumerate(_checked(batches), 1):
-        data = batch if isinstance(batch, tuple) else (batch,)
+    for count, data in enumerate(arguments(batches), 1):
         key = key_of(data)
         if key not in networks:
             network = find(data=data)
@@ -120,15 +120,6 @@ def _finished(observers: dict[int, Any], states: dict[int, Any]) -> dict[int, An
         for i, group in enumerate(groups):
             found[group] = jax.tree.map(lambda v, i=i: v[i], ranges)
     return found
-
-
-def _checked(batches: Iterable[Any]) -> Iterable[Any]:
-    if hasattr(batches, "shape") or isinstance(batches, str | dict):
-        raise TypeError(
-            f"batches must be an iterable of batches, got {type(batches).__name__}; wrap a single "
-            "batch in a list."
-        )
-    return batches
 
 
 def _check(network: Network, networks: dict[Any, Network], data: Any) -> None:

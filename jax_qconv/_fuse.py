@@ -25,6 +25,9 @@ AFFINE = ("add", "sub", "mul", "div", "neg")
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 RESHAPES = ("reshape", "squeeze", "expand_dims", "transpose")
 
+SKIPPED = "a rule skips it"
+"""Why a layer is real that a rule leaves so."""
+
 Skip = Callable[[str], bool]
 """Whether the layer of a name is to stay real."""
 
@@ -141,7 +144,7 @@ class _Fuser:
         # A layer that is used several times goes by one rule.
         if self.skip(name.partition("#")[0]):
             self.skipped.append(name)
-            return "a rule skips it"
+            return SKIPPED
         affine: list[Affine] = []
         value = self._follow_affine(step.out, placement.channel_axis, places, affine)
         mode = activation = None
