@@ -21,7 +21,7 @@ class LayerPlan:
     """What runs a layer.
 
     Attributes:
-        engine: ``"reference"``, or the first word of the plan.
+        engine: ``"reference"``, or whose plan it is; ``"auto"`` where that isn't known yet.
         plan: its name; ``"auto"`` where it is chosen on the first call; None for the reference.
         us: its time where it was tuned, in microseconds; None if it wasn't.
     """
@@ -40,7 +40,9 @@ def layer_plan(node: ConvNode, graph: Graph, packed: PackedConv) -> LayerPlan:
     plan = _plans.plan_for(problem, None, "cached")
     found = _plan_store.find(str(problem), on)
     us = found.us if found is not None and found.plan == plan else None
-    return LayerPlan(plan.partition(":")[0], plan, us)
+    # Whichever plan a depthwise one gets, no other engine has any.
+    engine = "depthwise" if problem.depthwise else plan.partition(":")[0]
+    return LayerPlan(engine, plan, us)
 
 
 def _problem(node: ConvNode, graph: Graph, packed: PackedConv) -> Problem | None:

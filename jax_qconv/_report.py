@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qconv import _report_plot
+from jax_qconv import _plans, _report_plot
 from jax_qconv._columns import columns
 from jax_qconv._conv_node import ConvNode, macs
 from jax_qconv._fuse import SKIPPED
@@ -90,7 +90,7 @@ def _cells(layer: LayerReport) -> dict[str, str]:
         "kind": layer.kind,
         "out": layer.out,
         "weights": layer.weight_scales or "",
-        "plan": layer.plan or layer.engine or "",
+        "plan": (layer.engine if layer.plan in (None, _plans.DEFERRED) else layer.plan) or "",
         "MMACs": f"{layer.macs / 1e6:.1f}" if layer.macs else "",
         "us": _show(layer.tuned_us, "{:.1f}"),
         "share": _show(layer.tuned_share, "{:.1%}"),

@@ -16,7 +16,8 @@ ROW, PANEL, LEFT = 0.19, 1.35, 5.5
 """Inches: the height of a layer's bar and of a panel, the width of the left half."""
 
 INT8, FLOAT, LEFT_FLOAT, CLIPPED = "C0", "C2", "0.6", "C3"
-"""Colours: of int8 outputs, of float outputs of int8 layers, of what stays float, of clipping."""
+KINDS = {INT8: "int8", FLOAT: "int8 with a float output", LEFT_FLOAT: "stays float"}
+"""Colours of layers, and what they mean."""
 
 
 def draw(
@@ -46,18 +47,26 @@ def draw(
         left, right = figure.subfigures(1, 2, width_ratios=ratios, wspace=0.03)
         _bars(left.subplots(), layers, output_sqnr_db)
         which = "all" if len(worst) == len(counted) else f"the worst {len(worst)} of"
-        title = f"Float values of {which} {len(counted)} int8 outputs, lowest SQNR first"
-        right.suptitle(title, fontsize=10)
-        panels = right.subplots(rows, PANELS_IN_A_ROW, squeeze=False).flat
+        title = (
+            f"Float values of {which} {len(counted)} int8 outputs, lowest SQNR first, log counts"
+        )
+        right.suptitle(title, fontsize=9)
+        panels = right.subplots(rows, PANELS_IN_A_ROW, squeeze=False).flatten()
         for axes, layer in zip(panels, worst, strict=False):
             _histogram(axes, layer)
-        for axes in list(panels)[len(worst) :]:
+        for axes in panels[len(worst) :]:
             axes.set_axis_off()
     figure.savefig(path, format="png")
 
 
 def _sqnr(layer: LayerReport) -> float:
     return math.inf if layer.sqnr_db is None else layer.sqnr_db
+
+
+def _color(layer: LayerReport) -> str:
+    if layer.why is not None or layer.sqnr_db is None:
+        return LEFT_FLOAT
+    return INT8 if layer.out == "int8" else FLOAT
 
 
 def _short(name: str, length: int) -> str:
@@ -69,18 +78,20 @@ def _bars(axes: Any, layers: Sequence[LayerReport], output_sqnr_db: float) -> No
     """The SQNR of each layer, from the top to the bottom; what stays float has a note for a bar."""
     finite = [_sqnr(layer) for layer in layers if math.isfinite(_sqnr(layer))]
     longest = max([*finite, 1.0])
+    # In front of the line of the outputs.
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0}
+    text: dict[str, Any] = {"va": "center", "fontsize": 6.5, "zorder": 3, "bbox": box}
     for place, layer in enumerate(layers):
         if layer.sqnr_db is None:
             note = f"float: {layer.why}" if layer.why else "float"
-            axes.text(0, place, f" {_short(note, 48)}", va="center", fontsize=6.5, color="0.4")
+            axes.text(0, place, f" {_short(note, 48)}", color="0.4", **text)
             continue
-        color = LEFT_FLOAT if layer.why else INT8 if layer.out == "int8" else FLOAT
         length = min(max(layer.sqnr_db, 0.0), longest)
-        axes.barh(place, length, height=0.72, color=color)
-        axes.text(length, place, f" {layer.sqnr_db:.1f}", va="center", fontsize=6.5)
-    kinds = (INT8, "int8"), (FLOAT, "int8, with a float output"), (LEFT_FLOAT, "stays float")
-    for color, label in kinds:
-        axes.barh([0], [0], color=color, label=label)
+        axes.barh(place, length, height=0.72, color=_color(layer))
+        axes.text(length, place, f" {layer.sqnr_db:.1f}", **text)
+    for color, label in KINDS.items():
+        if color in map(_color, layers):
+            axes.barh([0], [0], color=color, label=label)
     if math.isfinite(output_sqnr_db):
         label = f"network's outputs: {output_sqnr_db:.1f} dB"
         axes.axvline(output_sqnr_db, color="k", linewidth=0.9, linestyle="--", label=label)
@@ -94,7 +105,7 @@ def _bars(axes: Any, layers: Sequence[LayerReport], output_sqnr_db: float) -> No
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def _histogram(axes: Any, layer: LayerReport) -> None:

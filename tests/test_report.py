@@ -176,3 +176,20 @@ def test_without_matplotlib_the_picture_says_what_to_install(parts, monkeypatch,
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install 'matplotlib"):
         found.plot(tmp_path / "report.png")
+
+
+def test_a_depthwise_layer_is_run_by_the_engine_for_those(parts):
+    pytest.importorskip("jax_qconv._ext")
+    p, batches = {"w": np.ones((3, 3, 1, 3), "f")}, parts[1]
+
+    def depthwise(p, x):
+        return jax.lax.conv_general_dilated(
+            x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=3)  # fmt: skip
+
+    model = quantize_model(depthwise, p, batches, observer="absmax", progress=False)
+    with target("NVIDIA Test GPU", compute_capability=90, cudnn="9.19.0"):
+        found = report(model, p, batches)
+    (layer,) = found.layers
+    assert (layer.engine, layer.plan) == ("depthwise", "auto")
+    assert "depthwise" in str(found).splitlines()[1].split()
