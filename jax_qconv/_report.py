@@ -71,6 +71,7 @@ class Report:
 
         Raises:
             ImportError: without matplotlib.
+            ValueError: if ``histograms`` is no count.
         """
         _report_plot.draw(self.layers, self.output_sqnr_db, path, histograms)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jax_qconv._layer_report import INSIDE, LayerReport
+from jax_qconv._spec import is_int
 
 PANELS_IN_A_ROW = 3
 ROW, PANEL, LEFT = 0.19, 1.35, 5.5
@@ -27,6 +29,8 @@ def draw(
     histograms: int,
 ) -> None:
     """Write a PNG; for its parts see `Report.plot`."""
+    if not is_int(histograms) or histograms < 0:
+        raise ValueError(f"histograms must be a number of them, got {histograms!r}.")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -47,10 +51,8 @@ def draw(
         left, right = figure.subfigures(1, 2, width_ratios=ratios, wspace=0.03)
         _bars(left.subplots(), layers, output_sqnr_db)
         which = "all" if len(worst) == len(counted) else f"the worst {len(worst)} of"
-        title = (
-            f"Float values of {which} {len(counted)} int8 outputs, lowest SQNR first, log counts"
-        )
-        right.suptitle(title, fontsize=9)
+        title = f"Float values of {which} {len(counted)} int8 outputs, lowest SQNR first"
+        right.suptitle(f"{title}, log counts", fontsize=9)
         panels = right.subplots(rows, PANELS_IN_A_ROW, squeeze=False).flatten()
         for axes, layer in zip(panels, worst, strict=False):
             _histogram(axes, layer)
@@ -70,8 +72,9 @@ def _color(layer: LayerReport) -> str:
 
 
 def _short(name: str, length: int) -> str:
-    """The end of a name tells more than its beginning."""
-    return name if len(name) <= length else f"…{name[1 - length :]}"
+    """The end of a name tells more than its beginning. A dollar doesn't begin a formula."""
+    end = name if len(name) <= length else f"…{name[1 - length :]}"
+    return end.replace("$", r"\$")
 
 
 def _bars(axes: Any, layers: Sequence[LayerReport], output_sqnr_db: float) -> None:
@@ -83,8 +86,8 @@ def _bars(axes: Any, layers: Sequence[LayerReport], output_sqnr_db: float) -> No
     text: dict[str, Any] = {"va": "center", "fontsize": 6.5, "zorder": 3, "bbox": box}
     for place, layer in enumerate(layers):
         if layer.sqnr_db is None:
-            note = f"float: {layer.why}" if layer.why else "float"
-            axes.text(0, place, f" {_short(note, 48)}", color="0.4", **text)
+            note = textwrap.shorten(f"float: {layer.why}", 48, placeholder="…")
+            axes.text(0, place, f" {note}", color="0.4", **text)
             continue
         length = min(max(layer.sqnr_db, 0.0), longest)
         axes.barh(place, length, height=0.72, color=_color(layer))

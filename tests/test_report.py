@@ -166,6 +166,8 @@ def test_its_picture_is_a_png_that_shows_something(parts, tmp_path):
     _, found = made(parts, rules=[Rule("c", skip=True)])
     found.plot(tmp_path / "all.png")
     found.plot(tmp_path / "bars.png", histograms=0)
+    with pytest.raises(ValueError, match="histograms must be a number of them, got -1"):
+        found.plot(tmp_path / "none.png", histograms=-1)
     with image.open(tmp_path / "all.png") as all_, image.open(tmp_path / "bars.png") as bars:
         assert all_.format == "PNG" and all_.width > bars.width > 500
         assert len(all_.convert("RGB").getcolors(1 << 24)) > 50
