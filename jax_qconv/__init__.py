@@ -12,6 +12,7 @@ from jax_qconv._io import Header, load, read_header, save
 from jax_qconv._kernels import export_kernels, load_kernels
 from jax_qconv._linear import prepack_linear, qlinear
 from jax_qconv._merges import tune_merges
+from jax_qconv._mixed_precision import mixed_precision
 from jax_qconv._native import EngineUnavailableError
 from jax_qconv._observers import (
     MSE,
@@ -38,6 +39,7 @@ from jax_qconv._rearrange import (
 from jax_qconv._report import LayerReport, Report, report
 from jax_qconv._resize import qresize
 from jax_qconv._rules import Rule
+from jax_qconv._sensitivity import Sensitivity, sensitivity
 from jax_qconv._table import qactivation, qgelu, requantize
 from jax_qconv._tune import tune
 from jax_qconv._tuning import Tuned, TuningError
@@ -61,6 +63,7 @@ __all__ = [
     "QuantizedModel",
     "Report",
     "Rule",
+    "Sensitivity",
     "Tuned",
     "TuningError",
     "Unpacked",
@@ -69,6 +72,7 @@ __all__ = [
     "info",
     "load",
     "load_kernels",
+    "mixed_precision",
     "prepack",
     "prepack_linear",
     "qactivation",
@@ -94,6 +98,7 @@ __all__ = [
     "report",
     "requantize",
     "save",
+    "sensitivity",
     "target",
     "tune",
     "tune_merges",

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_qconv._batches import arguments
 from jax_qconv._conv_node import ConvNode
-from jax_qconv._equalise import Factors, equalised
+from jax_qconv._equalise import Factors, divided, equalised
 from jax_qconv._layer_info import LayerInfo
 from jax_qconv._moments import Moments
 from jax_qconv._network import Network, key_of
@@ -65,8 +66,7 @@ def calibrate(
     factors: Factors = {}
     state: Any = None
     count = 0
-    for count, batch in enumerate(_checked(batches), 1):
-        data = batch if isinstance(batch, tuple) else (batch,)
+    for count, data in enumerate(arguments(batches), 1):
         key = key_of(data)
         if key not in networks:
             network = find(data=data)
@@ -140,7 +140,7 @@ class _Watch:
         for group, numbers in network.observed.items():
             states[group] = seen.observed[group]
             for number in numbers:
-                x = self._divided(number, values.real(number))
+                x = divided(values.real(number), self.factors.get(number))
                 states[group] = self.observers[group].update(states[group], x)
         moments = {}
         for layer in network.layers:
@@ -150,11 +150,6 @@ class _Watch:
         if seen.moments is not None:
             moments = {name: seen.moments[name].merge(new) for name, new in moments.items()}
         return _Seen(states, moments)
-
-    def _divided(self, number: int, x: Any) -> Any:
-        """A value as it is to be quantised."""
-        factors = self.factors.get(number)
-        return x if factors is None else x.astype(jnp.float32) / jnp.broadcast_to(factors, x.shape)
 
 
 def _weights(network: Network, parameters: Any) -> dict[str, Any]:
@@ -176,15 +171,6 @@ def _finished(observers: dict[int, Any], states: dict[int, Any]) -> dict[int, An
         for i, group in enumerate(groups):
             found[group] = jax.tree.map(lambda v, i=i: v[i], ranges)
     return found
-
-
-def _checked(batches: Iterable[Any]) -> Iterable[Any]:
-    if hasattr(batches, "shape") or isinstance(batches, str | dict):
-        raise TypeError(
-            f"batches must be an iterable of batches, got {type(batches).__name__}; wrap a single "
-            "batch in a list."
-        )
-    return batches
 
 
 def _check(network: Network, networks: dict[Any, Network], data: Any) -> None:

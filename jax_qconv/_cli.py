@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from jax_qconv import _choices, _kernels, _merges, _paddings, _plan_store, _plans, _tune
 from jax_qconv._choices import Case, Times
+from jax_qconv._columns import columns
 from jax_qconv._networks import NETWORKS, Layer
 from jax_qconv._plan_store import Entry
 from jax_qconv._problem import Problem
@@ -63,7 +64,7 @@ def list_plans(args: argparse.Namespace) -> str | None:
     if args.shipped:
         rows += [_row(entry, "package") for entry in shipped]
     if rows:
-        print(_table(COLUMNS, rows))
+        print(columns(COLUMNS, rows, numbers=("us",)))
     else:
         print(f"No plans in {_plan_store.root()}.")
     if shipped and not args.shipped:
@@ -175,16 +176,3 @@ def _row(entry: Entry, source: str) -> tuple[str, ...]:
     name = _plan_store.digest(entry.problem)[:DIGEST]
     target = entry.target
     return (name, f"{entry.us:.2f}", entry.plan, tried, problem, target.gpu, target.cudnn, source)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as they must be, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if name == "us" else cell.ljust(width)
-            for name, cell, width in zip(head, row, widths, strict=True)
-        ).rstrip()
-        for row in (head, *rows)
-    ]
-    return "\n".join(lines)

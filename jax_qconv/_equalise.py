@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_qconv._conv_node import ConvNode
@@ -56,6 +57,11 @@ def equalised(network: Network, weights: Mapping[str, np.ndarray]) -> dict[int, 
         value: _along(axes[value], len(network.graph.shape(value)), ratio.astype(np.float32))
         for value, ratio in found.items()
     }
+
+
+def divided(x: Any, factors: Any) -> Any:
+    """A value as it is to be quantised; ``factors`` are its own, or None."""
+    return x if factors is None else x.astype(jnp.float32) / jnp.broadcast_to(factors, x.shape)
 
 
 def by_inputs(factor: Any, weight: Any) -> Any:

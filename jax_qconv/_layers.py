@@ -14,6 +14,9 @@ from jax_qconv._regions import Activations
 
 AFFINE = ("add", "sub", "mul", "div", "neg")
 
+SKIPPED = "a rule skips it"
+"""Why a layer is real that a rule leaves so."""
+
 Skip = Callable[[LayerInfo], bool]
 """Whether a layer is to stay real."""
 
@@ -103,7 +106,7 @@ class Layers:
         )
         if self.skip(info):
             self.skipped.append(info)
-            return "a rule skips it"
+            return SKIPPED
         places, affine = [place], []
         value, placement = self._follow_affine(step.out, placement, places, affine)
         mode = activation = slopes = None

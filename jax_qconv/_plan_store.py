@@ -120,11 +120,13 @@ class Found:
         plan: its name.
         source: where it comes from, in words.
         exact: whether it was tuned on this model of GPU with this cuDNN; else it is a hint.
+        us: its time where it was tuned, in microseconds.
     """
 
     plan: str
     source: str
     exact: bool
+    us: float
 
 
 def find(problem: str, target: Target) -> Found | None:
@@ -137,7 +139,8 @@ def find(problem: str, target: Target) -> Found | None:
         entry = read(path)
         if entry is not None:
             exact = entry.target == target
-            return Found(entry.plan, f"tuned here with cuDNN {entry.target.cudnn}", exact)
+            source = f"tuned here with cuDNN {entry.target.cudnn}"
+            return Found(entry.plan, source, exact, entry.us)
     return find_shipped(problem, target)
 
 
@@ -147,8 +150,9 @@ def find_shipped(problem: str, target: Target) -> Found | None:
     for table in sorted(tables, key=lambda table: table.target.gpu != target.gpu):
         if problem in table.plans:
             made_on = f"{table.target.gpu} with cuDNN {table.target.cudnn}"
-            plan = table.plans[problem]["plan"]
-            return Found(plan, f"shipped, tuned on {made_on}", table.target == target)
+            entry = table.plans[problem]
+            exact = table.target == target
+            return Found(entry["plan"], f"shipped, tuned on {made_on}", exact, entry["us"])
     return None
 
 

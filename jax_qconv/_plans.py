@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_qconv import _native, _plan_model, _plan_store, _tuning
 from jax_qconv._problem import Problem
@@ -96,6 +97,14 @@ def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: b
         return best
     # The model knows cuDNN's plans only.
     return next(iter(_plan_model.rank(problem, on.compute_capability)), deferred)
+
+
+def current_target() -> _plan_store.Target | None:
+    """What plans are chosen for: the GPU of `target`, or the one that computes here, or None."""
+    if _target.value is not None:
+        return _target.value
+    (device,) = jnp.zeros(()).devices()
+    return local_target() if device.platform == "gpu" else None
 
 
 def local_gpu() -> int | None:

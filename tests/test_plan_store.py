@@ -76,7 +76,7 @@ def test_what_was_saved_is_found():
     assert _plan_store.find(problem(), TARGET) is None
     assert _plan_store.save(entry())
     assert _plan_store.find(problem(), TARGET) == Found(
-        "cudnn:4:cfg=26", "tuned here with cuDNN 9.12.0", exact=True
+        "cudnn:4:cfg=26", "tuned here with cuDNN 9.12.0", exact=True, us=RANKING[0]["us"]
     )
     assert _plan_store.find(problem(2), TARGET) is None
     assert list(_plan_store.entries()) == [entry()]

@@ -155,7 +155,7 @@ def test_several_processes_choose_by_what_they_share(gpu, monkeypatch, autotune,
     """The user's store may differ between them; tables and the model come with the package."""
     store(problem())
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    table = _plan_store.Table(TARGET, {str(problem()): {"plan": SHIPPED}})
+    table = _plan_store.Table(TARGET, {str(problem()): {"plan": SHIPPED, "us": 1.0}})
     monkeypatch.setattr(_plan_store, "shipped", lambda: (table,))
     assert _plans.plan_for(problem(), None, autotune) == chosen
     assert _plans.plan_for(problem(2), None, autotune) == MODELLED
