@@ -52,7 +52,8 @@ class Operations:
 
     def _is_of_floats(self, step: Step) -> bool:
         """Whether its data and outputs are, and none of them is a single number."""
-        refs = *data_of(self.graph, step), *step.outputs
+        data = step.inputs[:1] if step.name in moves.INDEXED else data_of(self.graph, step)
+        refs = *data, *step.outputs
         return all(is_float(self.graph, ref) and self.graph.shape(ref) != () for ref in refs)
 
     def _op(self, kind: type[OpNode], place: int, step: Step, *more: int, **fields: Any) -> OpNode:

@@ -41,3 +41,10 @@ def conv(x, w, **options):
     options = {"window_strides": (1, 1), "padding": "SAME"} | options
     numbers = options.pop("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
     return jax.lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
+
+
+def real_steps(model, *data):
+    """The steps that don't run in int8, and why."""
+    network = model.network(*data)
+    nodes = [node for node in network.nodes if not network.runs_in_int8(node)]
+    return {node.step.name: getattr(node, "why", None) for node in nodes}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from float_nets import conv, images, kinds, quantized, sqnr, weights
+from float_nets import conv, images, kinds, quantized, real_steps, sqnr, weights
 
+from jax_qconv import _regions
 from jax_qconv._conv_node import ConvNode
+from jax_qconv._op_nodes import Lookup
 
 
 @pytest.mark.parametrize(
@@ -234,17 +238,224 @@ def hidden(p, x):
     return image(p, x).reshape(4, 64, 32)
 
 
-def test_a_gate_of_squeeze_and_excitation_stays_int8():
-    def net(p, x):
-        y = jax.nn.silu(conv(x, p["a"]))
-        gate = jax.nn.sigmoid(y.mean((1, 2), keepdims=True) @ p["b"])
-        return conv(y * gate, p["c"])
+def between(function, *, first=False, size=8):
+    """A network with a function between two convolutions, of channels first or last."""
+    numbers = {"dimension_numbers": ("NCHW", "OIHW", "NCHW")} if first else {}
 
-    p = {"a": weights(3, 3, 3, 16), "b": weights(16, 16), "c": weights(1, 1, 16, 8)}
-    x = images()
+    def net(p, x):
+        y = function(p, jax.nn.relu(conv(x, p["a"], **numbers)))
+        return conv(y, p["b"], **numbers)
+
+    def parameters(channels):
+        a, b = weights(3, 3, 3, 16), weights(3, 3, channels, 8)
+        return {"a": a.transpose(3, 2, 0, 1), "b": b.transpose(3, 2, 0, 1)} if first else {
+            "a": a, "b": b}  # fmt: skip
+
+    x = images(n=2, size=size)
+    return net, parameters, x.transpose(0, 3, 1, 2) if first else x
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda p, y: jax.nn.sigmoid(y.mean((1, 2), keepdims=True) @ p["c"]),
+        lambda p, y: jax.nn.hard_sigmoid(y.mean((1, 2)) @ p["c"])[:, None, None],
+        lambda p, y: jax.nn.sigmoid(conv(y.mean((1, 2), keepdims=True), p["c"][None, None])),
+    ],
+    ids=["axes kept", "axes dropped", "convolution"],
+)
+def test_a_gate_of_squeeze_and_excitation_stays_int8(gate):
+    net, parameters, x = between(lambda p, y: y * gate(p, y))
+    p = parameters(16) | {"c": weights(16, 16)}
     model = quantized(net, p, x)
     assert kinds(model, x)["ConvNode"] == 3 and kinds(model, x)["Binary"] == 1
+    assert real_steps(model, x) == {}
     assert sqnr(net(p, x), model(model.params, x)) > 25
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y * jax.nn.sigmoid(y) + jnp.tanh(y),
+        lambda y: jnp.concatenate([jnp.tanh(y), y * jax.nn.sigmoid(y)], -1)[..., :16],
+        lambda y: jnp.concatenate([jax.nn.gelu(y) + jnp.tanh(y), jnp.tanh(y) - y], -1)[..., 8:24],
+    ],
+    ids=["one function", "two readers", "a reader of both"],
+)
+def test_every_elementwise_reader_of_a_value_stays_int8(function):
+    net, parameters, x = between(lambda _, y: function(y) + y)
+    p = parameters(16)
+    model = quantized(net, p, x)
+    assert real_steps(model, x) == {}
+    assert sqnr(net(p, x), model(model.params, x)) > 28
+
+
+def shuffled(y):
+    """[N, H, W, 4 * C] to [N, 2 * H, 2 * W, C]."""
+    n, h, w, c = y.shape
+    y = y.reshape(n, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(n, 2 * h, 2 * w, c // 4)
+
+
+MOVES = {
+    "pixel shuffle": (shuffled, 4),
+    "repeat": (lambda y: jnp.repeat(jnp.repeat(y, 2, axis=1), 2, axis=2), 16),
+    "resize": (lambda y: jax.image.resize(y, (2, 16, 12, 16), "nearest"), 16),
+    "slices": (lambda y: y[:, 1:, ::2, 3:9], 6),
+    "index": (lambda y: y[:, 2, None], 16),
+    "reversed": (lambda y: y[:, ::-1, :, ::-1], 16),
+    "split": (lambda y: sum(jnp.split(y, 2, axis=-1)), 8),
+    "stack": (lambda y: jnp.stack([y, y[:, ::-1]], 3).reshape(2, 8, 8, 32), 32),
+    "roll": (lambda y: jnp.roll(y, 3, axis=(1, 3)), 16),
+    "tile": (lambda y: jnp.tile(y, (1, 2, 1, 1)), 16),
+    "gather": (lambda y: y[..., np.array([3, 1, 15])], 3),
+    "take": (lambda y: jnp.take(y, np.array([3, 1]), axis=1), 16),
+    "from a place": (lambda y: jax.lax.dynamic_slice(y, (0, 1, 2, 0), (2, 5, 5, 8)), 8),
+}
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
+@pytest.mark.parametrize("name", MOVES)
+def test_what_only_moves_elements_stays_int8(name, first):
+    function, channels = MOVES[name]
+
+    def moved(_, y):
+        y = function(y.transpose(0, 2, 3, 1) if first else y)
+        return y.transpose(0, 3, 1, 2) if first else y
+
+    net, parameters, x = between(moved, first=first)
+    p = parameters(channels)
+    model = quantized(net, p, x)
+    assert real_steps(model, x) == {}
+    assert sqnr(net(p, x), model(model.params, x)) > 30
+
+
+PRELUS = {
+    "where": lambda s, y: jnp.where(y >= 0, y, s * y),
+    "parts": lambda s, y: jnp.maximum(y, 0) + s * jnp.minimum(y, 0),
+}
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 1, 1, 16), ()], ids=str)
+@pytest.mark.parametrize("form", PRELUS)
+def test_prelu_is_recognised_by_what_it_computes(form, shape):
+    def net(p, x):
+        with jax.numpy_rank_promotion("allow"):
+            return PRELUS[form](p["s"], conv(x, p["a"]))
+
+    x = images(size=8)
+    slopes = np.random.default_rng(3).uniform(-0.5, 1.5, shape).astype("f")
+    p = {"a": weights(3, 3, 3, 16), "s": slopes}
+    model = quantized(net, p, x)
+    (node,) = model.network(x).nodes
+    assert isinstance(node, ConvNode)
+    assert node.activation is not None and node.activation.kind == "prelu"
+    assert sqnr(net(p, x), model(model.params, x)) > 35
+
+
+def test_what_is_prelu_for_some_slopes_only_is_not_taken_for_it():
+    def net(p, x):
+        with jax.numpy_rank_promotion("allow"):
+            y = conv(x, p["a"])
+            return jnp.maximum(y, p["s"] * y)
+
+    p, x = {"a": weights(3, 3, 3, 16), "s": np.linspace(0, 2, 16, dtype="f")}, images(size=8)
+    model = quantized(net, p, x)
+    assert sqnr(net(p, x), model(model.params, x)) > 35
+
+
+def test_what_follows_a_transposition_is_folded_in_too():
+    def net(p, x):
+        y = conv(x, p["a"]) * p["c"].reshape(1, 1, 1, 16)
+        y = y.transpose(0, 3, 1, 2) + p["c"].reshape(1, 16, 1, 1)
+        return jax.nn.relu(y)
+
+    p, x = {"a": weights(3, 3, 3, 16), "c": np.linspace(0.1, 1, 16, dtype="f")}, images(size=8)
+    model = quantized(net, p, x)
+    assert kinds(model, x) == {"ConvNode": 1}
+    assert sqnr(net(p, x), model(model.params, x)) > 35
+
+
+def test_each_region_is_looked_at_once(monkeypatch):
+    seen = collections.Counter()
+    recognise = _regions.recognise
+
+    def counted(region):
+        seen[region.start, region.end] += 1
+        return recognise(region)
+
+    monkeypatch.setattr(_regions, "recognise", counted)
+    net, parameters, x = between(lambda _, y: jax.nn.hard_swish(y * 2 + 1) + y)
+    model = quantized(net, parameters(16), x)
+    assert model and max(seen.values()) == 1 < len(seen)
+
+
+STEEP = {
+    "a pole": lambda y: jax.lax.rsqrt(y * y + 1e-6),
+    "a jump": lambda y: jnp.sign(y - 1e-3),
+    "undefined": lambda y: jnp.sqrt(y + 0.01),
+}
+
+
+@pytest.mark.parametrize("name", STEEP)
+def test_functions_that_are_too_steep_for_a_table_stay_real(name):
+    net, parameters, x = between(lambda _, y: STEEP[name](y))
+    p = parameters(16)
+    model = quantized(net, p, x)
+    network = model.network(x)
+    assert not any(isinstance(n, Lookup) and network.runs_in_int8(n) for n in network.nodes)
+
+
+@pytest.mark.parametrize(
+    ("read", "why"),
+    [
+        (lambda y: jnp.take(y, np.array([3, 9]), axis=1, fill_value=7.0), "it may read outside"),
+        (
+            lambda y: jnp.take(y, jnp.argmax(y[0, 0, 0, :2]).reshape(1), axis=1, mode="clip"),
+            "where it reads depends on data",
+        ),
+    ],
+    ids=["outside", "data"],
+)
+def test_what_reads_anywhere_stays_real(read, why):
+    net, parameters, x = between(lambda _, y: read(y))
+    p = parameters(16)
+    model = quantized(net, p, x)
+    assert real_steps(model, x)["gather"] == why
+    assert sqnr(net(p, x), model(model.params, x)) > 30
+
+
+WHYS = {
+    "bilinear": (
+        lambda y: jax.image.resize(y, (2, 16, 16, 16), "bilinear"),
+        {"dot_general": "its matrix isn't learned, but computed, as for a resize"},
+    ),
+    "softmax": (jax.nn.softmax, {"reduce_sum": "it isn't the mean over all spatial axes"}),
+    "sort": (lambda y: jnp.sort(y, 1), {"sort": "there is no int8 form of it"}),
+    "sums": (lambda y: jnp.cumsum(y, 1), {"cumsum": "there is no int8 form of it"}),
+    "while": (
+        lambda y: jax.lax.while_loop(lambda v: v.sum() > 1, lambda v: v / 2, y),
+        {"while": "its body is not looked into"},
+    ),
+    "cond": (
+        lambda y: jax.lax.cond(y.sum() > 1, lambda v: v * 2, lambda v: v, y),
+        {"cond": "its body is not looked into"},
+    ),
+    "attention": (
+        lambda y: jnp.einsum("nhwc,nhvc,nhvd->nhwd", y, y, y),
+        {"dot_general": "both its operands depend on data"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHYS)
+def test_what_stays_real_says_why(name):
+    function, whys = WHYS[name]
+    net, parameters, x = between(lambda _, y: function(y))
+    p = parameters(16)
+    model = quantized(net, p, x)
+    assert whys.items() <= real_steps(model, x).items()
+    assert sqnr(net(p, x), model(model.params, x)) > 28
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, jax.named_call])
