@@ -94,7 +94,7 @@ _OPERATIONS = {
     "Mul": lambda _, a, b: a * b,
     "Pow": lambda _, a, b: a**b,
     "ReduceMean": lambda attributes, x: x.mean(
-        tuple(attributes["axes"]), keepdims=bool(attributes["keepdims"])
+        tuple(attributes["axes"]), keepdims=bool(attributes.get("keepdims", 1))
     ),
     "Relu": lambda _, x: jax.nn.relu(x),
     "Reshape": _reshape,

@@ -69,13 +69,15 @@ class Operations:
         why = ops.AvgPool.why_not(step, self.graph)
         after = self._mean(step, math.prod(step.params["window_dimensions"]))
         if why or not after:
-            return why or "its sum isn't divided by the size of the window"
+            return why or "its sum isn't divided by how many there are"
         return self._op(ops.AvgPool, place, step, *after)
 
     def _global_avg_pool(self, place: int, step: Step) -> Made:
         shape, axes = self.graph.shape(step.inputs[0]), step.params["axes"]
         after = self._mean(step, math.prod(shape[axis] for axis in axes))
-        if not after or len(axes) != len(shape) - 2 or 0 in axes:
+        if not after:
+            return "its sum isn't divided by how many there are"
+        if len(axes) != len(shape) - 2 or 0 in axes:
             return "it isn't the mean over all spatial axes"
         return self._op(ops.GlobalAvgPool, place, step, *after)
 
@@ -89,16 +91,18 @@ class Operations:
                 (other,) = [ref for ref in after.inputs if ref != value] or [None]
                 divided = after.name == "div"
                 right_way = not divided or after.inputs[0] == value
-                makes = right_way and ops.is_count(other, count, divided=divided)
-                return places if makes else []
-            kept = [n if i not in step.params.get("axes", ()) else 1 for i, n in
-                    enumerate(self.graph.shape(step.inputs[0]))]  # fmt: skip
-            if after.name not in (*moves.RESHAPES, "broadcast_in_dim"):
-                break
-            if list(self.graph.shape(after.out)) != kept:
+                makes_mean = right_way and ops.is_count(other, count, divided=divided)
+                return places if makes_mean else []
+            if after.name not in ("broadcast_in_dim", "reshape") or not self._keeps(step, after):
                 break
             value = after.out
         return []
+
+    def _keeps(self, reduction: Step, after: Step) -> bool:
+        """Whether a step gives back the axes of a reduction, with one element each."""
+        shape, axes = self.graph.shape(reduction.inputs[0]), reduction.params.get("axes", ())
+        kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+        return self.graph.shape(after.out) == kept
 
     def _concat(self, place: int, step: Step) -> Made:
         if not all(map(self.graph.is_data, step.inputs)):

@@ -430,7 +430,7 @@ WHYS = {
         lambda y: jax.image.resize(y, (2, 16, 16, 16), "bilinear"),
         {"dot_general": "its matrix isn't learned, but computed, as for a resize"},
     ),
-    "softmax": (jax.nn.softmax, {"reduce_sum": "it isn't the mean over all spatial axes"}),
+    "softmax": (jax.nn.softmax, {"reduce_sum": "its sum isn't divided by how many there are"}),
     "sort": (lambda y: jnp.sort(y, 1), {"sort": "there is no int8 form of it"}),
     "sums": (lambda y: jnp.cumsum(y, 1), {"cumsum": "there is no int8 form of it"}),
     "while": (
