@@ -173,7 +173,7 @@ def _update(
         found[group] = state
     of_layers = {}
     for layer in network.layers if means else ():
-        x = jnp.transpose(values.real(layer.x), layer.placement.x_axes).astype(jnp.float32)
+        x = layer.placement.x(values.real(layer.x)).astype(jnp.float32)
         pixels = x.reshape(-1, x.shape[-1])
         of_layers[layer.name] = pixels.mean(0), jnp.float32(len(pixels))
     return found, of_layers

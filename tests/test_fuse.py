@@ -11,7 +11,7 @@ import pytest
 from float_nets import conv, images, kinds, quantized, real_steps, sqnr, weights
 
 from jax_qconv import _regions
-from jax_qconv._conv_node import ConvNode
+from jax_qconv._conv_node import ConvNode, macs
 from jax_qconv._op_nodes import Lookup
 
 
@@ -90,6 +90,29 @@ def test_products_with_weights_on_either_side_are_found(first):
     model = quantized(function, w, x)
     assert kinds(model, x)["ConvNode"] == 1
     assert sqnr(function(w, x), model(model.params, x)) > 35
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_products_with_weights_of_several_axes_are_found(first, corrected):
+    def net(p, x):
+        if first:
+            y = jnp.einsum("chd,ntc->hdnt", p["a"], x) + p["b"][:, :, None, None]
+            z = jnp.einsum("hdkc,hdnt->kcnt", p["c"], jax.nn.gelu(y))
+            return (z + p["d"][:, :, None, None]).transpose(2, 3, 0, 1)
+        y = jnp.einsum("ntc,chd->nthd", x, p["a"]) + p["b"][None, None]
+        y = jnp.einsum("nthd,hdkc->ntkc", jax.nn.gelu(y), p["c"]) + p["d"][None, None]
+        return jnp.where(y > 0, y, y * p["d"][None, None])
+
+    p = {"a": weights(24, 4, 8), "b": weights(4, 8), "c": weights(4, 8, 3, 5), "d": weights(3, 5)}
+    x = images(n=2, size=6, c=24).reshape(2, 36, 24)
+    model = quantized(net, p, x, bias_correction=corrected)
+    network = model.network(x)
+    assert real_steps(model, x) == {}
+    assert [macs(layer, network.graph) for layer in network.layers] == [72 * 24 * 32, 72 * 32 * 15]
+    wanted = None if first else "prelu"
+    assert [n.activation and n.activation.kind for n in network.layers] == ["gelu_tanh", wanted]
+    assert sqnr(net(p, x), model(model.params, x)) > 30
 
 
 ACTIVATIONS = {

@@ -66,6 +66,7 @@ MODULES = [
     "_values",
     "_operands",
     "_regions",
+    "_placement",
     "_conv_node",
     "_op_nodes",
     "_move_nodes",
