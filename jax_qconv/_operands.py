@@ -19,8 +19,9 @@ FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def is_float(graph: Graph, ref: Ref) -> bool:
-    """Whether an operand is a value of floats."""
-    return isinstance(ref, int) and graph.avals[ref].dtype in FLOATS
+    """Whether an operand is of floats."""
+    dtype = jnp.result_type(ref.value) if isinstance(ref, Const) else graph.avals[ref].dtype
+    return dtype in FLOATS
 
 
 def data_of(graph: Graph, step: Step) -> tuple[int, ...]:

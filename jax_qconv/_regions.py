@@ -18,7 +18,7 @@ import numpy as np
 
 from jax_qconv._activation import ACTIVATIONS, Activation
 from jax_qconv._graph import Graph, Ref, Step, apply
-from jax_qconv._operands import CASTS, differs_by_channel
+from jax_qconv._operands import CASTS, differs_by_channel, is_float
 from jax_qconv._spec import Ints
 
 _ARITHMETIC = {"add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "clamp"}
@@ -109,7 +109,8 @@ def _leading(graph: Graph, start: int, axes: Ints) -> dict[int, frozenset[int]]:
     def fits(ref: Ref) -> bool:
         if graph.scalar(ref) is not None:
             return True
-        return bool(axes) and differs_by_channel(graph, ref, axes, len(shape))
+        by_channel = bool(axes) and differs_by_channel(graph, ref, axes, len(shape))
+        return by_channel and is_float(graph, ref)
 
     while places and len(found) <= MOST_STEPS:
         place = heapq.heappop(places)

@@ -376,15 +376,24 @@ def test_prelu_is_recognised_by_what_it_computes(form, shape):
     assert sqnr(net(p, x), model(model.params, x)) > 35
 
 
-def test_what_is_prelu_for_some_slopes_only_is_not_taken_for_it():
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: jnp.maximum(y, s * y),
+        lambda s, y: jnp.where(s > 1, y, jnp.tanh(y)),
+        lambda s, y: jnp.maximum(y, s),
+    ],
+    ids=["slopes below 1", "a mask", "a floor"],
+)
+def test_functions_like_prelu_are_not_taken_for_it(function):
     def net(p, x):
         with jax.numpy_rank_promotion("allow"):
-            y = conv(x, p["a"])
-            return jnp.maximum(y, p["s"] * y)
+            return function(p["s"], conv(x, p["a"]))
 
     p, x = {"a": weights(3, 3, 3, 16), "s": np.linspace(0, 2, 16, dtype="f")}, images(size=8)
     model = quantized(net, p, x)
-    assert sqnr(net(p, x), model(model.params, x)) > 35
+    assert not any(layer.slopes for layer in model.network(x).layers)
+    assert sqnr(net(p, x), model(model.params, x)) > 30
 
 
 def test_what_follows_a_transposition_is_folded_in_too():
