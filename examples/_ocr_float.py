@@ -1,56 +1,40 @@
-"""A network from `_ocr_graph` in float32, node by node, tensors laid out as ONNX has them."""
+"""A network from `_ocr_graph` in plain JAX, node by node, tensors laid out as ONNX has them."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _ocr_graph import Graph, Node, Weights
-
-_FLOAT_ACTIVATIONS = {
-    None: lambda x: x,
-    "relu": jax.nn.relu,
-    "hard_sigmoid": jax.nn.hard_sigmoid,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "silu": jax.nn.silu,
-}
+from _ocr_graph import Graph, Weights
 
 
-def float_values(graph: Graph, weights: Weights, image: jax.Array) -> dict[str, Any]:
-    """Every tensor of the network by name; ``image`` is ``[N, 3, H, W; float32]``."""
-    values = {**graph.constants, graph.input: image}
+def run_float(graph: Graph, weights: Weights, image: jax.Array) -> jax.Array:
+    """The output of the network for ``image``, ``[N, 3, H, W; float32]``."""
+    values: dict[str, Any] = {**graph.constants, **weights, graph.input: image}
     for node in graph.nodes:
-        values[node.output] = run_float(node, [values[i] for i in node.inputs], weights)
-    return values
-
-
-def run_float(node: Node, inputs: list[Any], weights: Weights) -> Any:
-    if node.output not in weights:
-        if node.op not in _FLOAT:
+        if node.op not in _OPERATIONS:
             raise NotImplementedError(f"ONNX operation {node.op} isn't supported.")
-        return _FLOAT[node.op](node.attributes, *inputs)
-    x, *residual = inputs
-    weight, bias = weights[node.output]
-    if node.op == "Conv":
-        y = bias[:, None, None] + jax.lax.conv_general_dilated(
-            x,
-            weight,
-            precision="highest",
-            window_strides=node.attributes["strides"],
-            padding=padding(node.attributes),
-            rhs_dilation=node.attributes["dilations"],
-            feature_group_count=node.attributes["group"],
-        )
-    else:
-        y = jnp.matmul(x, weight, precision="highest") + bias
-    y = _FLOAT_ACTIVATIONS[node.attributes.get("activation")](y)
-    return y + residual[0] if residual else y
+        inputs = [values[name] for name in node.inputs]
+        values[node.output] = _OPERATIONS[node.op](node.attributes, *inputs)
+    return values[graph.output]
 
 
-def padding(attributes: dict[str, Any]) -> Any:
+def _conv(attributes: dict[str, Any], x: jax.Array, weight: jax.Array, *bias: Any) -> jax.Array:
+    y = jax.lax.conv_general_dilated(
+        x,
+        weight,
+        precision="highest",
+        window_strides=attributes["strides"],
+        padding=_padding(attributes),
+        rhs_dilation=attributes["dilations"],
+        feature_group_count=attributes["group"],
+    )
+    return y + bias[0][:, None, None] if bias else y
+
+
+def _padding(attributes: dict[str, Any]) -> Any:
     """As JAX has it."""
     if attributes.get("auto_pad", b"NOTSET") == b"SAME_UPPER":
         return "SAME"
@@ -62,7 +46,7 @@ def _pool(attributes: dict[str, Any], x: jax.Array, start: float, function: Any)
     window, strides = attributes["kernel_shape"], attributes["strides"]
     if attributes.get("ceil_mode"):
         raise NotImplementedError("pooling with ceil_mode isn't supported.")
-    pads = padding(attributes)
+    pads = _padding(attributes)
     pads = pads if isinstance(pads, str) else ((0, 0), (0, 0), *pads)
     return jax.lax.reduce_window(x, start, function, (1, 1, *window), (1, 1, *strides), pads)
 
@@ -73,9 +57,9 @@ def _average_pool(attributes: dict[str, Any], x: jax.Array) -> jax.Array:
     return _pool(attributes, x, 0.0, jax.lax.add) / np.prod(attributes["kernel_shape"])
 
 
-def _layer_norm(_: Any, x: jax.Array, epsilon: Any, gain: Any, shift: Any) -> jax.Array:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * gain + shift
+def _batch_norm(attributes: dict[str, Any], x: jax.Array, *parameters: Any) -> jax.Array:
+    gain, shift, mean, variance = (p[:, None, None] for p in parameters)
+    return (x - mean) / jnp.sqrt(variance + attributes["epsilon"]) * gain + shift
 
 
 def _slice(_: Any, x: Any, starts: Any, ends: Any, axes: Any, steps: Any = (1,)) -> Any:
@@ -94,22 +78,33 @@ def _concat(attributes: dict[str, Any], *parts: Any) -> Any:
     return xp.concatenate(parts, axis=attributes["axis"])
 
 
-_FLOAT = {
+_OPERATIONS = {
     "Add": lambda _, a, b: a + b,
-    "Mul": lambda _, a, b: a * b,
-    "MatMul": lambda _, a, b: jnp.matmul(a, b, precision="highest"),
-    "Softmax": lambda attributes, x: jax.nn.softmax(x, axis=attributes["axis"]),
-    "LayerNorm": _layer_norm,
-    "MaxPool": lambda attributes, x: _pool(attributes, x, -jnp.inf, jax.lax.max),
     "AveragePool": _average_pool,
-    "ReduceMean": lambda attributes, x: x.mean(
-        tuple(attributes["axes"]), keepdims=bool(attributes["keepdims"])
-    ),
+    "BatchNormalization": _batch_norm,
     "Concat": _concat,
-    "Shape": lambda _, x: np.array(x.shape),
-    "Slice": _slice,
+    "Conv": _conv,
+    "Div": lambda _, a, b: a / b,
+    "Erf": lambda _, x: jax.lax.erf(x),
+    "HardSigmoid": lambda attributes, x: jnp.clip(
+        x * attributes["alpha"] + attributes["beta"], 0, 1
+    ),
+    "MatMul": lambda _, a, b: jnp.matmul(a, b, precision="highest"),
+    "MaxPool": lambda attributes, x: _pool(attributes, x, -jnp.inf, jax.lax.max),
+    "Mul": lambda _, a, b: a * b,
+    "Pow": lambda _, a, b: a**b,
+    "ReduceMean": lambda attributes, x: x.mean(
+        tuple(attributes["axes"]), keepdims=bool(attributes.get("keepdims", 1))
+    ),
+    "Relu": lambda _, x: jax.nn.relu(x),
     "Reshape": _reshape,
+    "Shape": lambda _, x: np.array(x.shape),
+    "Sigmoid": lambda _, x: jax.nn.sigmoid(x),
+    "Slice": _slice,
+    "Softmax": lambda attributes, x: jax.nn.softmax(x, axis=attributes["axis"]),
+    "Sqrt": lambda _, x: jnp.sqrt(x),
     "Squeeze": lambda attributes, x: x.squeeze(tuple(attributes["axes"])),
-    "Unsqueeze": lambda attributes, x: np.expand_dims(x, tuple(attributes["axes"])),
+    "Sub": lambda _, a, b: a - b,
     "Transpose": lambda attributes, x: x.transpose(attributes["perm"]),
+    "Unsqueeze": lambda attributes, x: np.expand_dims(x, tuple(attributes["axes"])),
 }

@@ -12,101 +12,14 @@ import jax.numpy as jnp
 
 from jax_qconv._activation import Activation
 from jax_qconv._conv import qconv
-from jax_qconv._graph import Const, Graph, Ref, Step
+from jax_qconv._graph import Const, Graph, Ref
 from jax_qconv._layer_info import LayerInfo
 from jax_qconv._linear import prepack_linear, qlinear
 from jax_qconv._pack import prepack
 from jax_qconv._packed_conv import PackedConv
-from jax_qconv._spec import Ints, Pads
+from jax_qconv._placement import Placement, merged, split, vector
+from jax_qconv._spec import Ints
 from jax_qconv._values import Held, Quantisation, Values
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """How a convolution or matrix product is placed.
-
-    Attributes:
-        x_axes: the axes of its input in the order N, H, W, C.
-        w_axes: those of its weights in the order R, S, C, K; of a matrix product C, K.
-        out_axes: those of its output in the order N, P, Q, K.
-        options: arguments of `prepack`.
-        linear: whether it is a matrix product.
-    """
-
-    x_axes: Ints
-    w_axes: Ints
-    out_axes: Ints
-    options: tuple[tuple[str, Any], ...] = ()
-    linear: bool = False
-
-    @classmethod
-    def of_conv(cls, step: Step, graph: Graph, pads: Pads | None) -> Placement | str:
-        """Of a ``conv_general_dilated``; or why it has none here.
-
-        Args:
-            step: the convolution.
-            graph: it is of.
-            pads: further padding of the spatial axes, (before, after) for each.
-        """
-        p = step.params
-        numbers = p["dimension_numbers"]
-        x_spec, w_spec, out_spec = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-        rank = len(x_spec) - 2
-        if rank not in (1, 2, 3):
-            return f"it has {rank} spatial axes"
-        if p["batch_group_count"] != 1:
-            return "it has batch groups"
-        padding = [(int(a), int(b)) for a, b in p["padding"]]
-        if pads is not None:
-            padding = [(a + c, b + d) for (a, b), (c, d) in zip(padding, pads, strict=True)]
-        dilation = tuple(p["rhs_dilation"])
-        options = {"dilation": dilation, "groups": p["feature_group_count"]}
-        if any(n > 1 for n in p["lhs_dilation"]):
-            if pads is not None or any(n > 1 for n in p["window_strides"]):
-                return "it is transposed, and strided or padded beforehand"
-            kernel = [graph.shape(step.inputs[1])[axis] for axis in w_spec[2:]]
-            reach = [(n - 1) * d for n, d in zip(kernel, dilation, strict=True)]
-            # What the padding leaves out of the whole output; less than nothing is added.
-            crops = [(r - a, r - b) for r, (a, b) in zip(reach, padding, strict=True)]
-            more = tuple(max(-after, 0) for _, after in crops)
-            padding = [(before, max(after, 0)) for before, after in crops]
-            strides = tuple(p["lhs_dilation"])
-            if any(m >= s for m, s in zip(more, strides, strict=True)):
-                return "its output is padded beyond what any input reaches"
-            options |= {"transpose": True, "output_padding": more}
-        else:
-            strides = tuple(p["window_strides"])
-        if any(side < 0 for pair in padding for side in pair):
-            return f"its padding {padding} cuts off"
-        options |= {"strides": strides, "padding": tuple(padding)}
-        return cls(
-            x_axes=(x_spec[0], *x_spec[2:], x_spec[1]),
-            w_axes=(*w_spec[2:], w_spec[1], w_spec[0]),
-            out_axes=(out_spec[0], *out_spec[2:], out_spec[1]),
-            options=tuple(options.items()),
-        )
-
-    @classmethod
-    def of_dot(cls, step: Step, graph: Graph, x_first: bool) -> Placement | str:
-        """Of a ``dot_general`` with weights of two axes; or why it has none here."""
-        contracting, batch = step.params["dimension_numbers"]
-        x, w = (0, 1) if x_first else (1, 0)
-        if batch[0] or len(graph.shape(step.inputs[w])) != 2 or len(contracting[w]) != 1:
-            return "its weights aren't a matrix"
-        rank, (axis,), (w_axis,) = len(graph.shape(step.inputs[x])), contracting[x], contracting[w]
-        others = tuple(i for i in range(rank) if i != axis)
-        out_axes = tuple(range(rank)) if x_first else (*range(1, rank), 0)
-        return cls((*others, axis), (w_axis, 1 - w_axis), out_axes, linear=True)
-
-    @property
-    def channel_axis(self) -> int:
-        """The output's axis of channels."""
-        return self.out_axes[-1]
-
-    def transposed(self, permutation: Ints) -> Placement:
-        """With its output's axes in another order."""
-        out_axes = tuple(permutation.index(axis) for axis in self.out_axes)
-        return dataclasses.replace(self, out_axes=out_axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +30,13 @@ class Affine:
         kind: ``"add"``, ``"sub"``, ``"mul"``, ``"div"`` or ``"neg"``.
         operand: the other operand: constant, or made of parameters.
         swapped: whether it comes first.
-        axis: of channels.
+        axes: of channels.
     """
 
     kind: str
     operand: Ref = dataclasses.field(default=Const(0.0))
     swapped: bool = False
-    axis: int = 0
+    axes: Ints = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,18 +78,20 @@ class ConvNode:
 
     def weights(self, values: Values) -> tuple[jax.Array, jax.Array | None]:
         """Real weights ``[R, S, C, K]``, the affine steps folded in, and a bias ``[K]``."""
-        placed = self.placement
-        w = jnp.transpose(values.real(self.weight), placed.w_axes).astype(jnp.float32)
-        if ("transpose", True) in placed.options:
-            w = jnp.flip(w, tuple(range(w.ndim - 2)))
+        w = self.placement.weights(values.real(self.weight))
         if not self.affine:
             return w, None
         k = w.shape[-1]
         factor, term = jnp.ones(k, jnp.float32), jnp.zeros(k, jnp.float32)
+        sizes = self._sizes(values.graph)
         for step in self.affine:
-            v = _vector(values.real(step.operand), step.axis, k)
+            v = vector(values.real(step.operand), step.axes, sizes)
             factor, term = _follow(step, factor, term, v)
         return w * jnp.broadcast_to(factor, w.shape), term
+
+    def _sizes(self, graph: Graph) -> Ints:
+        """Of the axes that K is made of."""
+        return tuple(graph.shape(self.out)[axis] for axis in self.placement.channel_axes)
 
     def pack(
         self,
@@ -202,8 +117,8 @@ class ConvNode:
         x_scale, x_zero = quantisation(self.x)
         slopes = None
         if self.slopes is not None:
-            axis = self.placement.channel_axis
-            slopes = _vector(values.real(self.slopes), axis, packed.out_channels)
+            axes = self.placement.channel_axes
+            slopes = vector(values.real(self.slopes), axes, self._sizes(values.graph))
         r_scale, r_zero = (None, None) if self.residual is None else quantisation(self.residual)
         return packed.bind(
             x_scale=x_scale,
@@ -218,27 +133,19 @@ class ConvNode:
 
     def run(self, values: Values, packed: PackedConv, **engine: Any) -> None:
         """Leave the output among the values."""
-        placed = self.placement
-        x = values.int8(self.x, placed.x_axes)
+        placed, sizes = self.placement, self._sizes(values.graph)
+        x = merged(values.int8(self.x, placed.x_axes), placed.of_c)
         residual = None
         if self.residual is not None:
-            residual = values.int8(self.residual, placed.out_axes)
+            residual = merged(values.int8(self.residual, placed.out_axes), placed.of_k)
         y = (qlinear if placed.linear else qconv)(x, packed, residual=residual, **engine)
         if isinstance(y, jax.Array):
+            y = y.reshape(*y.shape[:-1], *sizes)
             order = sorted(range(y.ndim), key=placed.out_axes.__getitem__)
             y = jnp.transpose(y, order)
             values.set_real(self.out, y.astype(values.graph.avals[self.out].dtype))
         else:
-            values.set_held(self.out, Held(y, placed.out_axes))
-
-
-def _vector(array: Any, axis: int, k: int) -> jax.Array:
-    """``[K]`` of an array that differs along one axis only."""
-    array = jnp.asarray(array, jnp.float32)
-    if array.ndim == 0:
-        return jnp.broadcast_to(array, (k,))
-    index = tuple(slice(None) if i == axis else 0 for i in range(array.ndim))
-    return jnp.broadcast_to(array[index], (k,))
+            values.set_held(self.out, Held(split(y, sizes), placed.out_axes))
 
 
 def _follow(step: Affine, factor: Any, term: Any, v: Any) -> tuple[Any, Any]:
@@ -257,6 +164,5 @@ def _follow(step: Affine, factor: Any, term: Any, v: Any) -> tuple[Any, Any]:
 
 def macs(node: ConvNode, graph: Graph) -> int:
     """Multiply-accumulates of a node."""
-    k = node.placement.w_axes[-1]
-    weight = graph.shape(node.weight)
-    return math.prod(graph.shape(node.out)) * math.prod(weight) // weight[k]
+    k = math.prod(graph.shape(node.out)[axis] for axis in node.placement.channel_axes)
+    return math.prod(graph.shape(node.out)) * math.prod(graph.shape(node.weight)) // k

@@ -52,7 +52,9 @@ def equalised(network: Network, weights: Mapping[str, np.ndarray]) -> dict[int, 
                 made[reader.name] = made[reader.name] * by_inputs(ratio, made[reader.name])
             total = ratio * found.get(maker.out, 1.0)
             found |= dict.fromkeys(values, total)
-    axes = {value: maker.placement.channel_axis for maker, values, _ in chains for value in values}
+    axes = {
+        value: maker.placement.channel_axes[0] for maker, values, _ in chains for value in values
+    }
     return {
         value: _along(axes[value], len(network.graph.shape(value)), ratio.astype(np.float32))
         for value, ratio in found.items()
@@ -102,9 +104,9 @@ def _chain(network: Network, maker: ConvNode) -> tuple[ConvNode, list[int], list
     activation = "none" if maker.activation is None else maker.activation.kind
     if maker.out not in network.int8 or maker.residual is not None:
         return None
-    if activation not in HOMOGENEOUS:
+    if activation not in HOMOGENEOUS or maker.placement.of_k > 1:
         return None
-    axis = maker.placement.channel_axis
+    (axis,) = maker.placement.channel_axes
     values, readers = [maker.out], []
     for value in values:
         if value in network.graph.outputs:
@@ -113,7 +115,9 @@ def _chain(network: Network, maker: ConvNode) -> tuple[ConvNode, list[int], list
             if value not in node.inputs:
                 continue
             if isinstance(node, ConvNode):
-                if node.residual == value or node.placement.x_axes[-1] != axis:
+                if node.residual == value or node.placement.x_axes[-node.placement.of_c :] != (
+                    axis,
+                ):
                     return None
                 readers.append(node)
             elif isinstance(node, MaxPool | Pad) and network.runs_in_int8(node):

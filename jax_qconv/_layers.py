@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from jax_qconv._conv_node import Affine, ConvNode, Placement
+from jax_qconv._conv_node import Affine, ConvNode
 from jax_qconv._graph import LAYERS, Const, Graph, Ref, Step
 from jax_qconv._layer_info import LayerInfo
 from jax_qconv._operands import CASTS, data_of, differs_by_channel, is_float, is_zero, origins
+from jax_qconv._placement import Placement
 from jax_qconv._regions import Activations
+from jax_qconv._spec import Ints
 
 AFFINE = ("add", "sub", "mul", "div", "neg")
 
@@ -94,12 +96,11 @@ class Layers:
         self, place: int, step: Step, x: int, weight: Ref, placement: Placement
     ) -> ConvNode | str:
         name = self._name(step, weight)
-        shape = self.graph.shape(weight)
         info = LayerInfo(
             # A layer that is used several times goes by one rule.
             name=name.partition("#")[0],
             kind="linear" if placement.linear else "conv",
-            weight_shape=tuple(shape[axis] for axis in placement.w_axes),
+            weight_shape=placement.weight_shape(self.graph.shape(weight)),
             groups=dict(placement.options).get("groups", 1),
             first=x not in self._after,
             last=step.out not in self._before,
@@ -113,7 +114,7 @@ class Layers:
         value, residual = self._follow_residual(value, places)
         if residual is not None:
             mode = "add"
-        found = self.activations.at(value, placement.channel_axis)
+        found = self.activations.at(value, placement.channel_axes)
         if found is not None:
             region, activation = found
             places += region.places
@@ -155,7 +156,7 @@ class Layers:
     ) -> tuple[int, Placement]:
         """Steps that scale and shift each channel, or reorder axes; the value after them."""
         while (place := self.graph.only_consumer(value)) is not None:
-            step, axis = self.graph.steps[place], placement.channel_axis
+            step, axes = self.graph.steps[place], placement.channel_axes
             if step.name in CASTS and is_float(self.graph, step.out):
                 pass
             elif step.name == "transpose":
@@ -166,22 +167,22 @@ class Layers:
                 swapped = step.inputs[0] != value
                 other = step.inputs[0] if swapped else step.inputs[1]
                 rank = len(self.graph.shape(value))
-                if not differs_by_channel(self.graph, other, axis, rank) or (
+                if not differs_by_channel(self.graph, other, axes, rank) or (
                     swapped and step.name == "div"
                 ):
                     break
-                if self.graph.scalar(other) is not None and self._bends(value, axis):
+                if self.graph.scalar(other) is not None and self._bends(value, axes):
                     break
-                to.append(Affine(step.name, other, swapped, axis))
+                to.append(Affine(step.name, other, swapped, axes))
             else:
                 break
             places.append(place)
             value = step.out
         return value, placement
 
-    def _bends(self, value: int, axis: int) -> bool:
+    def _bends(self, value: int, axes: Ints) -> bool:
         """Whether an activation begins here, such as hard sigmoid by its x + 3."""
-        found = self.activations.at(value, axis)
+        found = self.activations.at(value, axes)
         return found is not None and found[1].kind != "none"
 
     def _follow_residual(self, value: int, places: list[int]) -> tuple[int, int | None]:

@@ -41,7 +41,7 @@ class Moments:
     @classmethod
     def of(cls, layer: ConvNode, values: Values, *, second: bool) -> Moments:
         """Of one batch; ``second`` says whether the second moments are wanted."""
-        x = jnp.transpose(values.real(layer.x), layer.placement.x_axes).astype(jnp.float32)
+        x = layer.placement.x(values.real(layer.x)).astype(jnp.float32)
         x = x.reshape(-1, x.shape[-1])
         if not second or _taps(layer, values.graph) > MOST_TAPS:
             return cls(x.mean(0), jnp.float32(len(x)), None, jnp.float32(0))
@@ -70,8 +70,7 @@ class Moments:
 
 def _taps(layer: ConvNode, graph: Graph) -> int:
     """How many products are in a sum."""
-    shape = graph.shape(layer.weight)
-    return math.prod(shape[axis] for axis in layer.placement.w_axes[:-1])
+    return math.prod(layer.placement.weight_shape(graph.shape(layer.weight))[:-1])
 
 
 def _step(layer: ConvNode, graph: Graph) -> Step:
@@ -83,7 +82,7 @@ def _summands(layer: ConvNode, values: Values) -> jax.Array:
     """``[G, sums, T; float32]``: what goes into each sum, in the order C, R, S."""
     placement = layer.placement
     if placement.linear:
-        x = jnp.transpose(values.real(layer.x), placement.x_axes).astype(jnp.float32)
+        x = placement.x(values.real(layer.x)).astype(jnp.float32)
         return x.reshape(1, -1, x.shape[-1])
     step = _step(layer, values.graph)
     params, graph = step.params, values.graph

@@ -19,6 +19,7 @@ ALONG_AXES = ("slice", "rev", "split", "tile")
 """Their outputs have the axes of their inputs."""
 
 INDEXED = ("gather", "dynamic_slice")
+_MODES = jax.lax.GatherScatterMode
 MOVES = (*ALONG_AXES, *INDEXED, "broadcast_in_dim", "stack", "unstack")
 
 
@@ -56,9 +57,7 @@ class Move(OpNode):
     @classmethod
     def why_not(cls, step: Step, graph: Graph) -> str | None:
         """What keeps a step from being one."""
-        if step.name not in INDEXED:
-            return None
-        if any(map(graph.is_data, step.inputs[1:])):
+        if step.name in INDEXED and any(map(graph.is_data, step.inputs[1:])):
             return "where it reads depends on data"
         return None if step.name != "gather" or _is_inside(step, graph) else "it may read outside"
 
@@ -67,6 +66,10 @@ class Move(OpNode):
         axes = tuple(range(len(x.axes)))
         if step.name in ALONG_AXES:
             axes, step = x.axes, _along(step, x.axes)
+        if step.params.get("mode") == _MODES.FILL_OR_DROP:
+            # int8 has no NaN, which isn't read anyway.
+            params = step.params | {"mode": _MODES.PROMISE_IN_BOUNDS, "fill_value": None}
+            step = dataclasses.replace(step, params=params)
         arrays = {number: values.int8(number, axes).unpadded() for number in self.inputs}
         operands = [
             arrays[ref] if isinstance(ref, int) and ref in arrays else values.real(ref)
@@ -132,7 +135,7 @@ def _along(step: Step, axes: Ints) -> Step:
 def _is_inside(step: Step, graph: Graph) -> bool:
     """Whether a ``gather`` reads elements only: beyond them there may be NaN, which int8 lacks."""
     p = step.params
-    if p["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP:
+    if p["mode"] != _MODES.FILL_OR_DROP:
         return True
     indices = constant(graph, step.inputs[1])
     if indices is None:

@@ -60,14 +60,35 @@ class MaxPool(OpNode):
 
     def run(self, values: Values, out: Quantisation) -> None:
         x = values.held(self.inputs[0])
-        axes = with_ends(x.axes, _pooled(self.step))
+        axes = with_ends(x.axes, pooled(self.step))
         window = _window(self.step, axes)
         q = qmax_pool(x.stored(axes), **window, dilation=_inner(self.step, axes))
         values.set_held(self.out, Held(q, axes))
 
 
+class Extreme(OpNode):
+    """The largest or smallest along some axes, which are dropped."""
+
+    keeps_scale = True
+
+    def run(self, values: Values, out: Quantisation) -> None:
+        x, reduced = values.held(self.inputs[0]), self.step.params["axes"]
+        reduce = jnp.max if self.step.name == "reduce_max" else jnp.min
+        array = reduce(x.q.unpadded(), tuple(x.axes.index(axis) for axis in reduced))
+        left = [axis for axis in x.axes if axis not in reduced]
+        q = dataclasses.replace(x.q, values=array, channels=array.shape[-1])
+        values.set_held(self.out, Held(q, tuple(sorted(left).index(axis) for axis in left)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class AvgPool(OpNode):
-    """The mean of each window, padding counted as zeros."""
+    """The mean of each window.
+
+    Attributes:
+        count_padding: whether padding counts as zeros, or not at all.
+    """
+
+    count_padding: bool = True
 
     @classmethod
     def why_not(cls, step: Step, graph: Graph) -> str | None:
@@ -78,10 +99,16 @@ class AvgPool(OpNode):
 
     def run(self, values: Values, out: Quantisation) -> None:
         x = values.held(self.inputs[0])
-        axes = with_ends(x.axes, _pooled(self.step))
+        axes = with_ends(x.axes, pooled(self.step))
         window = _window(self.step, axes)
         scale, zero_point = out
-        q = qavg_pool(x.stored(axes), **window, out_scale=scale, out_zero_point=zero_point)
+        q = qavg_pool(
+            x.stored(axes),
+            **window,
+            count_include_pad=self.count_padding,
+            out_scale=scale,
+            out_zero_point=zero_point,
+        )
         values.set_held(self.out, Held(q, axes))
 
 
@@ -204,10 +231,10 @@ def _why_no_window(step: Step) -> str | None:
     rank = len(p["window_dimensions"])
     if rank not in (3, 4, 5):
         return "it hasn't one to three spatial axes"
-    return None if rank - len(_pooled(step)) >= 2 else "it pools over batch or channels"
+    return None if rank - len(pooled(step)) >= 2 else "it pools over batch or channels"
 
 
-def _pooled(step: Step) -> frozenset[int]:
+def pooled(step: Step) -> frozenset[int]:
     """The axes that a window moves along, or changes."""
     p = step.params
     sides = zip(p["window_dimensions"], p["window_strides"], p["padding"], strict=True)

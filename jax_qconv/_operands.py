@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_qconv._graph import Const, Graph, Ref, Step
+from jax_qconv._spec import Ints
 from jax_qconv._values import Values
 
 CASTS = {"convert_element_type", "stop_gradient", "copy", "copy_p", "reduce_precision"}
@@ -18,8 +19,9 @@ FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def is_float(graph: Graph, ref: Ref) -> bool:
-    """Whether an operand is a value of floats."""
-    return isinstance(ref, int) and graph.avals[ref].dtype in FLOATS
+    """Whether an operand is of floats."""
+    dtype = jnp.result_type(ref.value) if isinstance(ref, Const) else graph.avals[ref].dtype
+    return dtype in FLOATS
 
 
 def data_of(graph: Graph, step: Step) -> tuple[int, ...]:
@@ -57,22 +59,29 @@ def is_zero(ref: Ref) -> bool:
     return isinstance(ref, Const) and bool(np.all(np.asarray(ref.value) == 0))
 
 
-def differs_by_channel(graph: Graph, ref: Ref, axis: int, rank: int) -> bool:
-    """Whether an operand is a number for each channel (or one for all), whatever the data."""
+def differs_by_channel(graph: Graph, ref: Ref, axes: Ints, rank: int) -> bool:
+    """Whether an operand is a number for each channel (or one for all), whatever the data.
+
+    Args:
+        graph: it is of.
+        ref: the operand.
+        axes: of channels.
+        rank: of what it is broadcast to.
+    """
     if graph.is_data(ref):
         return False
     shape = graph.shape(ref)
     if shape == () or (
-        len(shape) == rank and all(n == 1 for i, n in enumerate(shape) if i != axis)
+        len(shape) == rank and all(n == 1 for i, n in enumerate(shape) if i not in axes)
     ):
         return True
     if isinstance(ref, Const) or ref not in graph.producer:
         return False
     step = graph.steps[graph.producer[ref]]
     if step.name in CASTS:
-        return differs_by_channel(graph, step.inputs[0], axis, rank)
+        return differs_by_channel(graph, step.inputs[0], axes, rank)
     if step.name != "broadcast_in_dim":
         return False
     source = graph.shape(step.inputs[0])
     to = step.params["broadcast_dimensions"]
-    return all(n == 1 or to[i] == axis for i, n in enumerate(source))
+    return all(n == 1 or to[i] in axes for i, n in enumerate(source))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
+import numpy as np
+
 from jax_qconv import _move_nodes as moves
 from jax_qconv import _op_nodes as ops
-from jax_qconv._graph import Graph, Step
+from jax_qconv._graph import Graph, Step, apply
 from jax_qconv._op_nodes import OpNode
-from jax_qconv._operands import data_of, is_float
+from jax_qconv._operands import constant, data_of, is_float
 from jax_qconv._regions import Activations, is_gentle, regions
 from jax_qconv._steps import STEPWISE
 
@@ -31,6 +34,7 @@ class Operations:
             "reduce_window_max": self._max_pool,
             "reduce_window_sum": self._avg_pool,
             "reduce_sum": self._global_avg_pool,
+            **dict.fromkeys(("reduce_max", "reduce_min"), self._extreme),
             "concatenate": self._concat,
             "pad": self._pad,
             "transpose": self._transpose,
@@ -52,7 +56,8 @@ class Operations:
 
     def _is_of_floats(self, step: Step) -> bool:
         """Whether its data and outputs are, and none of them is a single number."""
-        refs = *data_of(self.graph, step), *step.outputs
+        data = step.inputs[:1] if step.name in moves.INDEXED else data_of(self.graph, step)
+        refs = *data, *step.outputs
         return all(is_float(self.graph, ref) and self.graph.shape(ref) != () for ref in refs)
 
     def _op(self, kind: type[OpNode], place: int, step: Step, *more: int, **fields: Any) -> OpNode:
@@ -66,15 +71,40 @@ class Operations:
 
     def _avg_pool(self, place: int, step: Step) -> Made:
         why = ops.AvgPool.why_not(step, self.graph)
+        if why:
+            return why
         after = self._mean(step, math.prod(step.params["window_dimensions"]))
-        if why or not after:
-            return why or "its sum isn't divided by the size of the window"
-        return self._op(ops.AvgPool, place, step, *after)
+        if after:
+            return self._op(ops.AvgPool, place, step, *after)
+        after = self._mean_inside(step)
+        if after is None:
+            return "its sum isn't divided by how many there are"
+        return self._op(ops.AvgPool, place, step, after, count_padding=False)
+
+    def _mean_inside(self, step: Step) -> int | None:
+        """The place of the step that divides sums of windows by what they see but padding."""
+        place = self.graph.only_consumer(step.out)
+        after = None if place is None else self.graph.steps[place]
+        if after is None or after.name != "div" or after.inputs[0] != step.out:
+            return None
+        divisor = constant(self.graph, after.inputs[1])
+        if divisor is None:
+            return None
+        shape, pooled = self.graph.shape(step.inputs[0]), ops.pooled(step)
+        ones = np.ones([n if axis in pooled else 1 for axis, n in enumerate(shape)], np.float32)
+        with jax.ensure_compile_time_eval():
+            count = np.asarray(apply(step, [ones])[0])
+        return place if (divisor == count).all() else None
+
+    def _extreme(self, place: int, step: Step) -> Made:
+        return self._op(ops.Extreme, place, step)
 
     def _global_avg_pool(self, place: int, step: Step) -> Made:
         shape, axes = self.graph.shape(step.inputs[0]), step.params["axes"]
         after = self._mean(step, math.prod(shape[axis] for axis in axes))
-        if not after or len(axes) != len(shape) - 2 or 0 in axes:
+        if not after:
+            return "its sum isn't divided by how many there are"
+        if len(axes) != len(shape) - 2 or 0 in axes:
             return "it isn't the mean over all spatial axes"
         return self._op(ops.GlobalAvgPool, place, step, *after)
 
@@ -88,16 +118,18 @@ class Operations:
                 (other,) = [ref for ref in after.inputs if ref != value] or [None]
                 divided = after.name == "div"
                 right_way = not divided or after.inputs[0] == value
-                makes = right_way and ops.is_count(other, count, divided=divided)
-                return places if makes else []
-            kept = [n if i not in step.params.get("axes", ()) else 1 for i, n in
-                    enumerate(self.graph.shape(step.inputs[0]))]  # fmt: skip
-            if after.name not in (*moves.RESHAPES, "broadcast_in_dim"):
-                break
-            if list(self.graph.shape(after.out)) != kept:
+                makes_mean = right_way and ops.is_count(other, count, divided=divided)
+                return places if makes_mean else []
+            if after.name not in ("broadcast_in_dim", "reshape") or not self._keeps(step, after):
                 break
             value = after.out
         return []
+
+    def _keeps(self, reduction: Step, after: Step) -> bool:
+        """Whether a step gives back the axes of a reduction, with one element each."""
+        shape, axes = self.graph.shape(reduction.inputs[0]), reduction.params.get("axes", ())
+        kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+        return self.graph.shape(after.out) == kept
 
     def _concat(self, place: int, step: Step) -> Made:
         if not all(map(self.graph.is_data, step.inputs)):

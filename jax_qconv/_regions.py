@@ -18,7 +18,8 @@ import numpy as np
 
 from jax_qconv._activation import ACTIVATIONS, Activation
 from jax_qconv._graph import Graph, Ref, Step, apply
-from jax_qconv._operands import CASTS, differs_by_channel
+from jax_qconv._operands import CASTS, differs_by_channel, is_float
+from jax_qconv._spec import Ints
 
 _ARITHMETIC = {"add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "clamp"}
 _FUNCTIONS_OF_ONE = {"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc"}
@@ -74,7 +75,7 @@ class Region:
 
 
 def regions(
-    graph: Graph, start: int, *, first: int | None = None, axis: int | None = None
+    graph: Graph, start: int, *, first: int | None = None, axes: Ints = ()
 ) -> Iterator[Region]:
     """All regions that begin at a value, the longest first; nothing else sees what is inside.
 
@@ -82,9 +83,9 @@ def regions(
         graph: in which to look.
         start: the value. Only the region sees it, unless ``first`` is given.
         first: the place of a step that the region has to hold.
-        axis: of channels; a region may have one operand that differs along it.
+        axes: of channels; a region may have one operand that differs along them.
     """
-    leading = _leading(graph, start, axis)
+    leading = _leading(graph, start, axes)
     for end, taken in sorted(leading.items(), key=lambda item: len(item[1]), reverse=True):
         steps = [graph.steps[place] for place in sorted(taken)]
         hidden = {step.out for step in steps} - {end}
@@ -99,15 +100,17 @@ def regions(
             yield Region(graph, start, end, tuple(sorted(taken)), *slopes)
 
 
-def _leading(graph: Graph, start: int, axis: int | None) -> dict[int, frozenset[int]]:
+def _leading(graph: Graph, start: int, axes: Ints) -> dict[int, frozenset[int]]:
     """What is computed of a value element by element, each with the places of steps up to it."""
     shape = graph.shape(start)
     found: dict[int, frozenset[int]] = {start: frozenset()}
     places = list(graph.consumers.get(start, ()))
 
     def fits(ref: Ref) -> bool:
-        by_channel = axis is not None and differs_by_channel(graph, ref, axis, len(shape))
-        return by_channel or graph.scalar(ref) is not None
+        if graph.scalar(ref) is not None:
+            return True
+        by_channel = bool(axes) and differs_by_channel(graph, ref, axes, len(shape))
+        return by_channel and is_float(graph, ref)
 
     while places and len(found) <= MOST_STEPS:
         place = heapq.heappop(places)
@@ -156,14 +159,14 @@ class Activations:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._found: dict[tuple[int, int | None], tuple[Region, Activation] | None] = {}
+        self._found: dict[tuple[int, Ints], tuple[Region, Activation] | None] = {}
 
-    def at(self, value: int, axis: int | None = None) -> tuple[Region, Activation] | None:
-        """The one that begins at a value, with its steps; ``axis`` is that of channels."""
-        key = value, axis
+    def at(self, value: int, axes: Ints = ()) -> tuple[Region, Activation] | None:
+        """The one that begins at a value, with its steps; ``axes`` are those of channels."""
+        key = value, axes
         if key not in self._found:
             found = (
-                (region, recognise(region)) for region in regions(self.graph, value, axis=axis)
+                (region, recognise(region)) for region in regions(self.graph, value, axes=axes)
             )
             self._found[key] = next(((r, a) for r, a in found if a is not None), None)
         return self._found[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from example_runs import DATA_VARIABLE, EXAMPLES, row, run
 
-from jax_qconv import prepack, qconv, quantize, target
+from jax_qconv import quantize_model, report
 
 OCR_WHEEL = "rapidocr-3.10.0-py3-none-any.whl"
 OCR_DOWNLOAD = "python -m pip download --no-deps -d {folder} rapidocr==3.10.0"
@@ -46,14 +47,12 @@ class TestOcr:
         assert done.returncode == 0, done.stderr
         assert re.match(r"backend \w+, engine (cudnn|reference)\n", done.stdout)
         (equal,) = re.findall(r"equals float text on (\d+)/100 lines", done.stdout)
-        assert int(equal) >= 95
+        assert int(equal) >= 97
         assert row(done.stdout, "characters that agree")[0] > 99
         assert min(row(done.stdout, "lines read as written")) >= 90
-        layers = re.findall(r"^(?:conv|depthwise|linear) .* (\d+) +[\d.]+% ", done.stdout, re.M)
-        assert sum(map(int, layers)) == 57 + 9
-        (share,) = re.findall(r"^([\d.]+)% of [\d,]+ MACs", done.stdout, re.M)
-        assert float(share) > 99
-        assert re.search(r"^Softmax +3  exp", done.stdout, re.M)
+        layers = re.findall(r"^\S.*  (?:conv|linear)  ", done.stdout, re.M)
+        assert len(layers) == 57 + 9
+        assert re.search(r"^dot_general .*both its operands depend on data$", done.stdout, re.M)
 
     @pytest.mark.usefixtures("ocr")
     def test_a_missing_archive_is_named_with_the_command_to_get_it(self, tmp_path):
@@ -155,21 +154,17 @@ class TestGraph:
 
     @pytest.fixture
     def graph(self, ocr, weights):
-        module = ocr("_ocr_graph")
-        return module.simplify(module.read(tiny_network(ocr("onnx"), weights)))
+        return ocr("_ocr_graph").read(tiny_network(ocr("onnx"), weights))
 
     @pytest.fixture
     def image(self):
         return np.random.default_rng(1).uniform(-1, 1, (1, 3, 6, 10)).astype(np.float32)
 
-    def test_what_one_kernel_can_do_is_one_node(self, graph):
-        assert [n.op for n in graph.nodes] == [
-            *("Conv", "ReduceMean", "Conv", "Mul", "Conv", "Softmax")
-        ]
-        layers = [n for n in graph.nodes if n.output in graph.weights]
-        activations = [n.attributes.get("activation") for n in layers]
-        assert activations == ["gelu", "hard_sigmoid", None]
-        assert layers[-1].inputs == ("gated", "gated")  # the input, and the residual
+    def test_weights_are_arrays_and_numbers_are_numbers(self, graph, weights):
+        assert graph.weights.keys() == weights.keys()
+        np.testing.assert_array_equal(graph.weights["w1"], weights["w1"])
+        assert graph.constants == {"root": np.float32(np.sqrt(2)), "one": 1.0, "half": 0.5}
+        assert "Identity" not in {node.op for node in graph.nodes}
 
     def test_floats_are_those_of_the_formulas(self, ocr, graph, image, weights):
         def conv(x, weight, groups=1):
@@ -184,38 +179,24 @@ class TestGraph:
         gain, shift, mu, var = (w[n][:, None, None] for n in ("gain", "shift", "mu", "var"))
         n = (conv(g * gate, w["w3"], 8) - mu) / np.sqrt(var + 1e-5) * gain + shift
         expected = jax.nn.softmax(g * gate + n, axis=3)
-        values = ocr("_ocr_float").float_values(graph, graph.weights, image)
-        np.testing.assert_allclose(values["y"], expected, rtol=1e-4, atol=1e-6)
+        found = ocr("_ocr_float").run_float(graph, graph.weights, image)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
-    def test_int8_is_close_and_only_the_softmax_is_float(self, ocr, graph, image):
-        int8 = ocr("_ocr_int8")
-        expected = ocr("_ocr_float").float_values(graph, graph.weights, image)
-        packs, tensors = int8.quantise(graph, int8.ranges(graph, expected))
-        values = int8.int8_values(graph, packs, tensors, image)
-        for name in ("g", "gate", "gated", "sum", "y"):
-            error = np.abs(int8.as_float(values[name]) - expected[name]).max()
-            assert error < 0.05 * np.abs(expected[name]).max(), name
-        assert int8.int8_nodes(graph) == {n.output for n in graph.nodes} - {"y"}
-        spec = jax.ShapeDtypeStruct(image.shape, image.dtype)
-        plans = int8.layer_plans(graph, packs, tensors, spec)
-        assert plans == dict.fromkeys(packs, "reference")
+    def test_layers_and_all_between_them_run_in_int8(self, ocr, graph, image):
+        function = functools.partial(ocr("_ocr_float").run_float, graph)
+        model = quantize_model(function, graph.weights, [image], progress=False)
+        found = report(model, graph.weights, [image]).layers
+        in_int8 = [layer.kind for layer in found if layer.out == "int8"]
+        assert in_int8 == ["conv", "global average", "conv", "mul"]
+        layers = [layer for layer in found if layer.kind == "conv"]
+        assert [layer.name for layer in layers] == ["w1", "w2", "w3"]
+        assert min(layer.sqnr_db for layer in layers) > 25
+        expected = function(graph.weights, image)
+        error = np.abs(model(model.params, image) - expected).max()
+        assert error < 0.05 * np.abs(expected).max()
 
     def test_an_operation_that_is_not_known_is_named(self, ocr, graph, image):
         module = ocr("_ocr_graph")
-        graph.nodes.append(module.Node("Einsum", ("y",), "z"))
+        graph.nodes.append(module.Node("Einsum", ("y",), "z", {}))
         with pytest.raises(NotImplementedError, match="Einsum"):
-            ocr("_ocr_float").float_values(graph, graph.weights, image)
-
-    @pytest.mark.parametrize("low, high", [(-1.0, 1.0), (-0.2, 5.0), (0.0, 3.0), (2.0, 3.0)])
-    def test_a_quantisation_covers_its_range(self, ocr, low, high):
-        scale, zero_point = ocr("_ocr_int8").quantisation(low, high)
-        steps = np.rint(np.array([low, high]) / scale) + (zero_point or 0)
-        assert steps.min() >= -129 and steps.max() <= 128
-        assert scale <= (high - min(low, 0)) / 127
-
-    def test_plans_are_read_from_a_program_for_a_gpu(self, ocr):
-        packed = prepack(jnp.ones((1, 1, 64, 64))).bind(x_scale=0.1, out_scale=0.1)
-        x = quantize(jnp.ones((8, 16, 16, 64)), 0.1)
-        with target("NVIDIA H100 80GB HBM3", compute_capability=90, cudnn="9.19.0"):
-            lowered = jax.jit(qconv).trace(x, packed).lower(lowering_platforms=("cuda",))
-        assert re.fullmatch(r"cudnn:\S+", ocr("_ocr_int8").plan_of(lowered.as_text()))
+            ocr("_ocr_float").run_float(graph, graph.weights, image)

@@ -68,6 +68,7 @@ MODULES = [
     "_values",
     "_operands",
     "_regions",
+    "_placement",
     "_conv_node",
     "_moments",
     "_op_nodes",

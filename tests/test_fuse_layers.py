@@ -1,14 +1,17 @@
-"""What is found in a network: what is folded into layers, and what flows between in int8."""
+"""What is found in a network: its layers, and what is folded into them."""
 
 from __future__ import annotations
+
+import collections
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from float_nets import conv, images, kinds, quantized, sqnr, weights
+from float_nets import between, conv, images, kinds, quantized, real_steps, sqnr, weights
 
-from jax_qconv._conv_node import ConvNode
+from jax_qconv import _regions
+from jax_qconv._conv_node import ConvNode, macs
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,29 @@ def test_products_with_weights_on_either_side_are_found(first):
     assert sqnr(function(w, x), model(model.params, x)) > 35
 
 
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_products_with_weights_of_several_axes_are_found(first, corrected):
+    def net(p, x):
+        if first:
+            y = jnp.einsum("chd,ntc->hdnt", p["a"], x) + p["b"][:, :, None, None]
+            z = jnp.einsum("hdkc,hdnt->kcnt", p["c"], jax.nn.gelu(y))
+            return (z + p["d"][:, :, None, None]).transpose(2, 3, 0, 1)
+        y = jnp.einsum("ntc,chd->nthd", x, p["a"]) + p["b"][None, None]
+        y = jnp.einsum("nthd,hdkc->ntkc", jax.nn.gelu(y), p["c"]) + p["d"][None, None]
+        return jnp.where(y > 0, y, y * p["d"][None, None])
+
+    p = {"a": weights(24, 4, 8), "b": weights(4, 8), "c": weights(4, 8, 3, 5), "d": weights(3, 5)}
+    x = images(n=2, size=6, c=24).reshape(2, 36, 24)
+    model = quantized(net, p, x, bias_correction=corrected)
+    network = model.network(x)
+    assert real_steps(model, x) == {}
+    assert [macs(layer, network.graph) for layer in network.layers] == [72 * 24 * 32, 72 * 32 * 15]
+    wanted = None if first else "prelu"
+    assert [n.activation and n.activation.kind for n in network.layers] == ["gelu_tanh", wanted]
+    assert sqnr(net(p, x), model(model.params, x)) > 30
+
+
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -116,21 +142,6 @@ def test_activations_are_recognised_by_what_they_compute(name):
     assert sqnr(function(w, x), model(model.params, x)) > 30
 
 
-@pytest.mark.parametrize(
-    "function",
-    [lambda y: jnp.exp(-y * y), lambda y: jax.nn.elu(y), lambda y: jax.nn.softplus(y) * 0.5],
-    ids=["bell", "elu", "softplus"],
-)
-def test_any_other_function_of_single_elements_is_a_table(function):
-    def net(p, x):
-        return conv(function(conv(x, p["a"])), p["b"])
-
-    p, x = {"a": weights(3, 3, 8, 16), "b": weights(3, 3, 16, 8)}, images(c=8)
-    model = quantized(net, p, x)
-    assert kinds(model, x) == {"ConvNode": 2, "Lookup": 1}
-    assert sqnr(net(p, x), model(model.params, x)) > 30
-
-
 def test_pads_are_folded_and_zero_rows_are_kept():
     def function(w, x):
         x = jnp.pad(x, ((0, 0), (1, 2), (0, 1), (0, 0)))
@@ -141,46 +152,6 @@ def test_pads_are_folded_and_zero_rows_are_kept():
     (node,) = (n for n in model.network(x).nodes if isinstance(n, ConvNode))
     assert dict(node.placement.options)["padding"] == ((2, 2), (0, 1))
     assert sqnr(function(w, x), model(model.params, x)) > 35
-
-
-def test_flattened_values_keep_their_order():
-    def net(p, x):
-        y = jax.nn.relu(conv(x, p["a"], dimension_numbers=("NCHW", "OIHW", "NCHW")))
-        return y.reshape(len(y), -1) @ p["b"]
-
-    p = {"a": weights(20, 3, 3, 3), "b": weights(20 * 36, 7)}
-    x = images(n=2, size=6).transpose(0, 3, 1, 2)
-    model = quantized(net, p, x)
-    assert kinds(model, x) == {"ConvNode": 2, "Reshape": 1}
-    assert sqnr(net(p, x), model(model.params, x)) > 30
-
-
-@pytest.mark.parametrize(
-    "between",
-    [
-        lambda y: jax.lax.reduce_window(
-            y.reshape(2, 4, 4, 64), -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID"
-        ),
-        lambda y: y.reshape(2, 16, 8, 8).mean((2, 3)),
-        lambda y: y.reshape(2, 16, 8, 8).mean((1, 2)),
-        lambda y: y.mean((2, 3)),
-        lambda y: jnp.pad(y.reshape(2, 16, 8, 8), ((0, 0), (0, 0), (1, 0), (0, 2))),
-        lambda y: jnp.pad(y, ((0, 0), (0, 0), (0, 0), (0, 3))),
-        lambda y: jnp.concatenate([y, y[:, ::-1]], 1),
-    ],
-    ids=["pool", "mean", "other mean", "mean of channels", "pad", "pad channels", "rows"],
-)
-def test_operations_find_their_axes_wherever_they_are_stored(between):
-    def net(p, x):
-        y = between(jax.nn.relu(conv(x, p["a"])))
-        return y.reshape(2, -1) @ p["b"]
-
-    x = images(n=2, size=8)
-    p = {"a": weights(3, 3, 3, 16)}
-    inner = jax.eval_shape(lambda x: between(conv(x, p["a"])).reshape(2, -1), x).shape[-1]
-    p["b"] = weights(inner, 5)
-    model = quantized(net, p, x)
-    assert sqnr(net(p, x), model(model.params, x)) > 28
 
 
 @pytest.mark.parametrize(
@@ -205,46 +176,73 @@ def test_functions_like_activations_are_not_taken_for_them(function):
     assert sqnr(net(w, x), model(model.params, x)) > 30
 
 
-@pytest.mark.parametrize(
-    "net",
-    [
-        lambda p, x: (
-            jnp.concatenate([jnp.broadcast_to(p["c"], (4, 1, 32)), hidden(p, x)], 1) @ p["d"]
-        ),
-        lambda p, x: jnp.concatenate([hidden(p, x), jnp.ones((4, 64, 32))], -1)[..., :32] @ p["d"],
-        lambda p, x: jnp.einsum("ntd,td->nt", hidden(p, x), p["e"]),
-        lambda p, x: jax.lax.reshape(hidden(p, x), (4, 32, 64), (0, 2, 1))[..., :32] @ p["d"],
-        lambda p, x: conv(image(p, x) * jnp.cumsum(image(p, x), 1), p["f"]),
-    ],
-    ids=["concat parameter", "concat constant", "batched product", "reordering", "real product"],
-)
-def test_what_looks_like_int8_but_is_not_stays_right(net):
-    p = {"a": weights(3, 3, 3, 32), "c": weights(32), "d": weights(32, 5), "e": weights(64, 32)}
-    p["f"] = weights(3, 3, 32, 8)
-    x = images(size=8)
-    model = quantized(net, p, x)
-    assert sqnr(net(p, x), model(model.params, x)) > 28
+PRELUS = {
+    "where": lambda s, y: jnp.where(y >= 0, y, s * y),
+    "parts": lambda s, y: jnp.maximum(y, 0) + s * jnp.minimum(y, 0),
+}
 
 
-def image(p, x):
-    return jax.nn.relu(conv(x, p["a"]))
-
-
-def hidden(p, x):
-    return image(p, x).reshape(4, 64, 32)
-
-
-def test_a_gate_of_squeeze_and_excitation_stays_int8():
+@pytest.mark.parametrize("shape", [(16,), (1, 1, 1, 16), ()], ids=str)
+@pytest.mark.parametrize("form", PRELUS)
+def test_prelu_is_recognised_by_what_it_computes(form, shape):
     def net(p, x):
-        y = jax.nn.silu(conv(x, p["a"]))
-        gate = jax.nn.sigmoid(y.mean((1, 2), keepdims=True) @ p["b"])
-        return conv(y * gate, p["c"])
+        with jax.numpy_rank_promotion("allow"):
+            return PRELUS[form](p["s"], conv(x, p["a"]))
 
-    p = {"a": weights(3, 3, 3, 16), "b": weights(16, 16), "c": weights(1, 1, 16, 8)}
-    x = images()
+    x = images(size=8)
+    slopes = np.random.default_rng(3).uniform(-0.5, 1.5, shape).astype("f")
+    p = {"a": weights(3, 3, 3, 16), "s": slopes}
     model = quantized(net, p, x)
-    assert kinds(model, x)["ConvNode"] == 3 and kinds(model, x)["Binary"] == 1
-    assert sqnr(net(p, x), model(model.params, x)) > 25
+    (node,) = model.network(x).nodes
+    assert isinstance(node, ConvNode)
+    assert node.activation is not None and node.activation.kind == "prelu"
+    assert sqnr(net(p, x), model(model.params, x)) > 35
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: jnp.maximum(y, s * y),
+        lambda s, y: jnp.where(s > 1, y, jnp.tanh(y)),
+        lambda s, y: jnp.maximum(y, s),
+    ],
+    ids=["slopes below 1", "a mask", "a floor"],
+)
+def test_functions_like_prelu_are_not_taken_for_it(function):
+    def net(p, x):
+        with jax.numpy_rank_promotion("allow"):
+            return function(p["s"], conv(x, p["a"]))
+
+    p, x = {"a": weights(3, 3, 3, 16), "s": np.linspace(0, 2, 16, dtype="f")}, images(size=8)
+    model = quantized(net, p, x)
+    assert not any(layer.slopes for layer in model.network(x).layers)
+    assert sqnr(net(p, x), model(model.params, x)) > 30
+
+
+def test_what_follows_a_transposition_is_folded_in_too():
+    def net(p, x):
+        y = conv(x, p["a"]) * p["c"].reshape(1, 1, 1, 16)
+        y = y.transpose(0, 3, 1, 2) + p["c"].reshape(1, 16, 1, 1)
+        return jax.nn.relu(y)
+
+    p, x = {"a": weights(3, 3, 3, 16), "c": np.linspace(0.1, 1, 16, dtype="f")}, images(size=8)
+    model = quantized(net, p, x)
+    assert kinds(model, x) == {"ConvNode": 1}
+    assert sqnr(net(p, x), model(model.params, x)) > 35
+
+
+def test_each_region_is_looked_at_once(monkeypatch):
+    seen = collections.Counter()
+    recognise = _regions.recognise
+
+    def counted(region):
+        seen[region.start, region.end] += 1
+        return recognise(region)
+
+    monkeypatch.setattr(_regions, "recognise", counted)
+    net, p, x = between(lambda _, y: jax.nn.hard_swish(y * 2 + 1) + y)
+    model = quantized(net, p, x)
+    assert model and max(seen.values()) == 1 < len(seen)
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, jax.named_call])
@@ -254,14 +252,3 @@ def test_frames_around_steps_are_looked_through(wrap):
     model = quantized(lambda w, x: block(w, block(w, x)), w, x)
     assert kinds(model, x) == {"ConvNode": 2}
     assert len(model.params["layers"]) == 2
-
-
-def test_what_is_not_understood_stays_real_and_right():
-    def net(p, x):
-        y = jnp.sort(conv(x, p["a"]), axis=1)
-        return conv(y, p["b"])
-
-    p, x = {"a": weights(3, 3, 3, 8), "b": weights(3, 3, 8, 8)}, images()
-    model = quantized(net, p, x)
-    assert kinds(model, x) == {"ConvNode": 2, "RealNode": 1}
-    assert sqnr(net(p, x), model(model.params, x)) > 35
