@@ -106,7 +106,8 @@ def hidden(p, x):
     ids=["axes kept", "axes dropped", "convolution"],
 )
 def test_a_gate_of_squeeze_and_excitation_stays_int8(gate):
-    net, p, x = between(lambda p, y: y * gate(p, y)) | {"c": weights(16, 16)}
+    net, p, x = between(lambda p, y: y * gate(p, y))
+    p |= {"c": weights(16, 16)}
     model = quantized(net, p, x)
     assert kinds(model, x)["ConvNode"] == 3 and kinds(model, x)["Binary"] == 1
     assert real_steps(model, x) == {}
