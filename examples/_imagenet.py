@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from _folds import compare, folds, in_batches, print_bytes
+from _folds import Fold, compare, folds, in_batches, print_bytes
 from _photos import Photo
 
 from jax_qconv import report
 
-FOLDS = 4
 MIN_AGREEMENT = 0.9  # of the top-1 classes
 
 
@@ -27,19 +26,23 @@ def judge(
     Args:
         function: from ``weights`` and images ``[N, H, W, 3; float32]`` to logits.
         weights: a pytree of float arrays.
-        photos: as many as folds, or a multiple of it.
+        photos: a multiple of four.
         preprocess: from pixels to what the function takes.
         options: of `quantize_model`.
 
     Returns:
         0, or what is wrong: the exit status of the program.
     """
-    batches = in_batches([preprocess(photo.image) for photo in photos], FOLDS)
-    found = compare(function, weights, folds(batches), **options)
+    found = compare(function, weights, quarters(photos, preprocess), **options)
     print(report(found.model, weights, found.fold.judged), end="\n\n")
     print_bytes(weights, found.model)
     labels = np.array([photo.label for photo in photos])
     return print_comparison(labels, np.concatenate(found.in_float), np.concatenate(found.in_int8))
+
+
+def quarters(photos: list[Photo], preprocess: Callable[[np.ndarray], np.ndarray]) -> list[Fold]:
+    """Four folds: in each a quarter of the photos is judged, in one batch."""
+    return folds(in_batches([preprocess(photo.image) for photo in photos], 4))
 
 
 def signal_to_noise(exact: np.ndarray, approximate: np.ndarray) -> np.ndarray:

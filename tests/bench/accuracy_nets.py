@@ -17,7 +17,7 @@ import efficientnet_lite
 import hed
 import realesrgan
 import squeezenet
-from _folds import Fold, compare, folds, in_batches
+from _folds import Fold, compare
 from _photos import Photo, read_photos
 
 __all__ = ["NETS", "Case", "compare"]
@@ -48,46 +48,62 @@ class Case(NamedTuple):
     goals: dict[str, float]
 
 
-def of_photos(title: str, example: Any, function: Any, weights: Any, photos: list[Photo], **goals):
-    """A classifier of ImageNet photos, calibrated on three quarters and judged on the fourth."""
-    labels = np.array([photo.label for photo in photos])
-    images = [example.preprocess(photo.image) for photo in photos]
-
-    def figures(in_float: Outputs, in_int8: Outputs) -> dict[str, float]:
-        return _imagenet.figures(labels, np.concatenate(in_float), np.concatenate(in_int8))
-
-    batches = folds(in_batches(images, _imagenet.FOLDS))
-    return Case(title, function, weights, batches, f"{len(photos)} photos", figures, goals)
-
-
-def of_pictures(title: str, example: Any, function: Any, folder: pathlib.Path) -> Case:
-    """A network that makes pictures of photos."""
-    fold = example.read_fold(folder)
-
-    def figures(in_float: Outputs, in_int8: Outputs) -> dict[str, float]:
-        return _pictures.figures(np.concatenate(in_float), np.concatenate(in_int8))
-
-    goals = {"mean_psnr_db": example.MIN_DB}
-    judged = f"{example.JUDGED} photos"
-    return Case(title, function, example.read_weights(folder), [fold], judged, figures, goals)
-
-
 def of_squeezenet(folder: pathlib.Path) -> Case:
     photos = read_photos(folder, size=squeezenet.SIZE)
-    weights, goals = squeezenet.read_weights(folder), {"same_top1": 19, "mean_logit_sqnr_db": 28}
-    return of_photos("SqueezeNet v1.1", squeezenet, squeezenet.squeezenet, weights, photos, **goals)
+    weights = squeezenet.read_weights(folder)
+    function, preprocess = squeezenet.squeezenet, squeezenet.preprocess
+    return classifier("SqueezeNet v1.1", function, weights, photos, preprocess, least_db=28)
 
 
 def of_lite(name: str, folder: pathlib.Path) -> Case:
     variant = efficientnet_lite.VARIANTS[name]
-    weights, photos = (
-        efficientnet_lite.read_weights(folder, variant),
-        read_photos(folder, size=variant.size),
+    photos = read_photos(folder, size=variant.size)
+    weights = efficientnet_lite.read_weights(folder, variant)
+    function, preprocess = efficientnet_lite.efficientnet_lite, efficientnet_lite.preprocess
+    title = f"EfficientNet-{name.capitalize()}"
+    return classifier(title, function, weights, photos, preprocess, least_db=25)
+
+
+def classifier(
+    title: str,
+    function: Callable[..., Any],
+    weights: Any,
+    photos: list[Photo],
+    preprocess: Callable[[np.ndarray], np.ndarray],
+    *,
+    least_db: float,
+) -> Case:
+    """Of ImageNet photos: calibrated on three quarters of them and judged on the fourth."""
+    labels = np.array([photo.label for photo in photos])
+
+    def figures(in_float: Outputs, in_int8: Outputs) -> dict[str, float]:
+        return _imagenet.figures(labels, np.concatenate(in_float), np.concatenate(in_int8))
+
+    return Case(
+        title=title,
+        function=function,
+        weights=weights,
+        folds=_imagenet.quarters(photos, preprocess),
+        judged=f"{len(photos)} photos",
+        figures=figures,
+        goals={"same_top1": 19, "mean_logit_sqnr_db": least_db},
     )
-    goals = {"same_top1": 19, "mean_logit_sqnr_db": 25}
-    function = efficientnet_lite.efficientnet_lite
-    return of_photos(
-        f"EfficientNet-{name.capitalize()}", efficientnet_lite, function, weights, photos, **goals
+
+
+def of_pictures(title: str, example: Any, function: Any, folder: pathlib.Path) -> Case:
+    """A network that makes pictures of photos."""
+
+    def figures(in_float: Outputs, in_int8: Outputs) -> dict[str, float]:
+        return _pictures.figures(np.concatenate(in_float), np.concatenate(in_int8))
+
+    return Case(
+        title=title,
+        function=function,
+        weights=example.read_weights(folder),
+        folds=[example.read_fold(folder)],
+        judged=f"{example.JUDGED} photos",
+        figures=figures,
+        goals={"mean_psnr_db": example.MIN_DB},
     )
 
 
@@ -96,6 +112,8 @@ NETS: dict[str, Callable[[pathlib.Path], Case]] = {
     "efficientnet_lite0": lambda folder: of_lite("lite0", folder),
     "efficientnet_lite2": lambda folder: of_lite("lite2", folder),
     "hed": lambda folder: of_pictures("HED", hed, hed.hed, folder),
-    "realesrgan": lambda folder: of_pictures("Real-ESRGAN", realesrgan, realesrgan.upscale, folder),
+    "realesrgan": lambda folder: of_pictures(
+        "Real-ESRGAN animevideo x4", realesrgan, realesrgan.upscale, folder
+    ),
 }
 """By name: from the folder of the archives to the case."""
