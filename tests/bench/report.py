@@ -1,4 +1,4 @@
-"""Put the measured figures into README.md, between its two marks, and draw them.
+"""Put the measured figures into README.md, between its marks, and draw them.
 
     python tests/bench/report.py
     python tests/bench/report.py --check
@@ -17,7 +17,7 @@ if __name__ == "__main__":
     # In place of this folder, whose `layers` is another file than that of the tests.
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from bench import readme_section
+from bench import accuracy_section, readme_section
 from bench.readme_section import digest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ GPUS = ("h100", "h200")
 """Folders of results, of which the first that is there is shown: the H100 is what the plans and
 the targets are made for."""
 
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+ACCURACY = "tests/bench/results/accuracy/accuracy.json"
 
 
 def chosen_folder() -> pathlib.Path:
@@ -41,16 +41,24 @@ def chosen_folder() -> pathlib.Path:
     raise FileNotFoundError(f"no summary.json in {', '.join(GPUS)} of {RESULTS}")
 
 
-def replace_section(readme: str, section: str) -> str:
-    """README.md with another section between its marks.
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a section of README.md."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def replace_section(readme: str, name: str, section: str) -> str:
+    """README.md with another section between the marks of a name.
 
     Raises:
         ValueError: unless both marks are there, once and in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
-        raise ValueError(f"README.md must hold {BEGIN} and {END}, once each and in this order.")
+    opening, closing = marks(name)
+    before, begin, rest = readme.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not (begin and end) or opening in rest or closing in before + after:
+        raise ValueError(
+            f"README.md must hold {opening} and {closing}, once each and in this order."
+        )
     return f"{before}{begin}\n{section}\n{end}{after}"
 
 
@@ -65,8 +73,10 @@ def main() -> int | str:
     readme = ROOT / "README.md"
     text = readme.read_text()
     summary = json.loads((folder / "summary.json").read_text())
-    section = readme_section.section(summary, folder.relative_to(ROOT).as_posix())
-    new = replace_section(text, section)
+    accuracy = json.loads((ROOT / ACCURACY).read_text())
+    speed = readme_section.section(summary, folder.relative_to(ROOT).as_posix())
+    new = replace_section(text, "figures", speed)
+    new = replace_section(new, "accuracy", accuracy_section.section(accuracy, ACCURACY))
     pictures = {
         folder / picture: (folder / f"{source}.json").read_bytes()
         for picture, source in readme_section.pictures(summary).items()
