@@ -50,7 +50,7 @@ class TestOcr:
         assert int(equal) >= 97
         assert row(done.stdout, "characters that agree")[0] > 99
         assert min(row(done.stdout, "lines read as written")) >= 90
-        layers = re.findall(r"^\S.*  (?:conv|linear)  ", done.stdout, re.M)
+        layers = re.findall(r"^\S+ +(?:conv|linear)  ", done.stdout, re.M)
         assert len(layers) == 57 + 9
         assert re.search(r"^dot_general .*both its operands depend on data$", done.stdout, re.M)
 
