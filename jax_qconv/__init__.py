@@ -10,6 +10,7 @@ from jax_qconv._elementwise import qadd, qmul
 from jax_qconv._info import Info, info
 from jax_qconv._io import Header, load, read_header, save
 from jax_qconv._kernels import export_kernels, load_kernels
+from jax_qconv._layer_info import LayerInfo
 from jax_qconv._linear import prepack_linear, qlinear
 from jax_qconv._merges import tune_merges
 from jax_qconv._mixed_precision import mixed_precision
@@ -53,6 +54,7 @@ __all__ = [
     "Entropy",
     "Header",
     "Info",
+    "LayerInfo",
     "LayerReport",
     "MinMax",
     "MovingAverage",

@@ -53,6 +53,10 @@ class QuantizedModel:
             params: packed parameters.
             data: as the float function takes it.
             engine: ``implementation=`` and ``autotune=`` of `qconv`.
+
+        Raises:
+            ValueError: if ``params`` aren't like those that were packed (naming the first that
+                differs), or if the function does other things for such data.
         """
         values = self.run(params, *data, **engine)
         graph = values.graph
@@ -61,6 +65,7 @@ class QuantizedModel:
 
     def run(self, params: dict[str, Any], *data: Any, **engine: Any) -> Values:
         """All values of the network, as `__call__` computes them."""
+        _check_like("params", params, self.params, "take model.params or what model.pack returns")
         network = self.network(*data)
         graph = network.graph
 
@@ -83,7 +88,15 @@ class QuantizedModel:
         return values
 
     def pack(self, parameters: Any) -> dict[str, Any]:
-        """Packed parameters for float ones, at the scales of the calibration. Can be jitted."""
+        """Packed parameters for float ones, at the scales of the calibration. Can be jitted.
+
+        Raises:
+            ValueError: if they aren't like those of the calibration (naming the first that
+                differs), or aren't finite (naming the layer).
+        """
+        _check_like(
+            "parameters", parameters, self.parameter_shapes, "they are those of another network"
+        )
         network = next(iter(self.calibration.networks.values()))
         graph = network.graph
         leaves = jax.tree.leaves(parameters)
@@ -125,6 +138,26 @@ def analyse(
     return Network.make(graph, names, rules.skips, lambda layer: rules.out_dtype(layer) is not None)
 
 
+def _check_like(name: str, tree: Any, like: Any, remedy: str) -> None:
+    """Raise ValueError unless a tree has the structure, shapes and dtypes of another."""
+    found, wanted = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(one)}
+        for one in (tree, like)
+    )
+    for path in (*wanted, *found):
+        if path not in found or path not in wanted:
+            problem = "is missing" if path not in found else "is none of the network's"
+            raise ValueError(f"{name}{path} {problem}; {remedy}.")
+        sides = [
+            f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+            for leaf in (found[path], wanted[path])
+        ]
+        if sides[0] != sides[1]:
+            raise ValueError(f"{name}{path} is {sides[0]}, but should be {sides[1]}; {remedy}.")
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(f"{name} are packed for other layers than the network's; {remedy}.")
+
+
 def _layer_name(path: str) -> str:
     for suffix in _SUFFIXES:
         path = path.removesuffix(suffix)
@@ -160,9 +193,10 @@ def quantize_model(
         batches: calibration data: an iterable of batches, each an array (or pytree) that is the
             only argument after the parameters, or a tuple of several. Gone through once.
         rules: exceptions for single layers; see `Rule`.
-        observer: what decides on the ranges of activations: ``"absmax"``, ``"minmax"``,
+        observer: what decides on the ranges of values: ``"absmax"``, ``"minmax"``,
             ``"moving_average"``, ``"percentile"``, ``"percentile:99.9"``, ``"entropy"``,
-            ``"mse"``, or an `Observer`.
+            ``"mse"``, or an `Observer`. What goes into the network is spanned in full, as by
+            ``"minmax"``, unless ``Rule("the input", observer=...)`` says otherwise.
         asymmetric: whether activations get zero points.
         per_channel: whether each output channel of a layer has its own weight scale.
         weight_observer: what decides on the ranges of weights, as ``observer``; of ``"mse"`` every

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax_qconv._layer_info import LayerInfo
-from jax_qconv._observers import Observer, as_observer
+from jax_qconv._observers import MinMax, Observer, as_observer
 from jax_qconv._operands import FLOATS
 from jax_qconv._weights import check_rounding
 
@@ -75,13 +75,19 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class RuleBook:
-    """All rules, the first of which fits every layer."""
+    """All rules.
 
+    Attributes:
+        defaults: what holds where no rule says otherwise; the first fits every layer.
+        rules: the user's.
+    """
+
+    defaults: tuple[Rule, ...]
     rules: tuple[Rule, ...]
 
     @classmethod
     def make(cls, rules: Sequence[Rule], **defaults: Any) -> RuleBook:
-        """Checked rules after the defaults, which are fields of `Rule`."""
+        """Checked rules, and defaults for the fields of `Rule`."""
         if isinstance(rules, Rule) or not isinstance(rules, Sequence):
             raise TypeError(f"rules must be a sequence of Rule, got {rules!r}; pass a list.")
         for rule in rules:
@@ -90,7 +96,9 @@ class RuleBook:
             rule.check()
         first = Rule(skip=False, **defaults)
         first.check()
-        return cls((first, *rules))
+        # What goes in is bounded, as pixels are, and often lies on a grid that int8 can have.
+        inputs = Rule(where=lambda layer: layer.kind == "input", observer=MinMax())
+        return cls((first, inputs), tuple(rules))
 
     def skips(self, layer: LayerInfo) -> bool:
         """Whether a layer stays real."""
@@ -129,12 +137,12 @@ class RuleBook:
         layers = list(layers)
         return [
             rule.pattern if rule.where is None else f"{rule.pattern} where {rule.where}"
-            for rule in self.rules[1:]
+            for rule in self.rules
             if not any(map(rule.fits, layers))
         ]
 
     def _last(self, layer: LayerInfo, field: str) -> Any:
-        for rule in reversed(self.rules):
+        for rule in reversed((*self.defaults, *self.rules)):
             value = getattr(rule, field)
             if value is not None and rule.fits(layer):
                 return value

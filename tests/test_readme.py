@@ -13,7 +13,7 @@ import jax_qconv
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FIRST, *OTHERS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+MODEL, LAYER, *OTHERS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(*blocks):
@@ -25,26 +25,35 @@ def run(*blocks):
 
 
 @pytest.fixture(scope="module")
-def first():
-    return run(FIRST)
+def layer():
+    return run(LAYER)
 
 
-def test_the_example_convolves(first):
+def test_the_first_example_hands_over_a_model_in_few_lines():
+    pytest.importorskip("flax")
+    found = run(MODEL)
+    wanted = found["model"].apply(found["params"], found["images"])
+    assert jnp.abs(found["logits"] - wanted).max() < 0.05 * jnp.abs(wanted).max()
+    assert len(found["int8"].params["layers"]) == 3
+    assert len(MODEL.splitlines()) < 15
+
+
+def test_the_example_of_a_layer_convolves(layer):
     convolution = jax.lax.conv_general_dilated(
-        first["x"], first["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        layer["x"], layer["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     expected = np.maximum(convolution, 0)
-    error = jax_qconv.dequantize(first["y"]) - expected
+    error = jax_qconv.dequantize(layer["y"]) - expected
     assert jnp.linalg.norm(error) < 0.02 * jnp.linalg.norm(expected)
 
 
-def test_the_example_prints_what_its_comment_says(first):
-    (comment,) = re.findall(r"# (QTensor.*)", FIRST)
-    assert repr(first["y"]) == comment
+def test_the_example_of_a_layer_prints_what_its_comment_says(layer):
+    (comment,) = re.findall(r"# (QTensor.*)", LAYER)
+    assert repr(layer["y"]) == comment
 
 
 @pytest.mark.parametrize("block", OTHERS, ids=lambda block: block.splitlines()[0])
-def test_every_other_block_runs_after_the_first(block):
+def test_every_other_block_runs_after_that_of_a_layer(block):
     if "flax" in block:
         pytest.importorskip("flax")
     if "save(" in block:
@@ -53,7 +62,7 @@ def test_every_other_block_runs_after_the_first(block):
         pytest.importorskip("jax_qconv._ext")
     if "serialize" in block:
         pytest.importorskip("flatbuffers")
-    run(FIRST, block)
+    run(LAYER, block)
 
 
 def test_shell_commands_name_extras_and_files_that_exist():
