@@ -63,6 +63,6 @@ def test_one_network_is_measured_again_and_the_others_stay(bench, case, monkeypa
 def test_options_and_goals_have_their_place_in_the_readme(bench):
     assert accuracy_section.OPTIONS.keys() == bench("accuracy").OPTIONS.keys()
     stored = json.loads((report.ROOT / report.ACCURACY).read_text())
-    assert stored.keys() == bench("accuracy_nets").NETS.keys()
+    assert stored and stored.keys() <= bench("accuracy_nets").NETS.keys()
     for net in stored.values():
         assert net["goals"].keys() <= accuracy_section.MEASURES.keys() & net["symmetric"].keys()

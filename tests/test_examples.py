@@ -105,7 +105,7 @@ class TestArchives:
 # differ; and the mean signal-to-noise ratio of logits in dB.
 PROMISED = {
     "squeezenet.py": (13, 17, 32),
-    "efficientnet_lite.py": (17, 18, 23),
+    "efficientnet_lite.py": (16, 18, 23),
     "efficientnet_lite.py --variant lite2": (17, 18, 23),
 }
 PROMISED_PICTURES = {"hed.py": (5, 38), "realesrgan.py": (3, 36)}
