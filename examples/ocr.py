@@ -60,16 +60,20 @@ def in_batches(lines: list[Line]) -> Iterator[tuple[list[int], np.ndarray]]:
         yield indices, np.stack([lines[i].pixels for i in np.resize(indices, BATCH)])
 
 
+def characters(graph: Graph) -> list[str]:
+    """What the network's classes are, but for the first, which is none."""
+    return [*graph.metadata["character"].split("\n"), " "]
+
+
 def read_lines(
     network: Callable[..., jax.Array], params: Any, lines: list[Line], graph: Graph, what: str
 ) -> list[str]:
     """The text of each line, by a function of parameters and images to ``[N, T, classes]``."""
-    characters = [*graph.metadata["character"].split("\n"), " "]
     classes = jax.jit(lambda params, images: network(params, images).argmax(-1))
     texts = {}
     for indices, images in tqdm([*in_batches(lines)], desc=what, unit="batch"):
         found = np.asarray(classes(params, images))
-        texts |= {i: decode(row, characters) for i, row in zip(indices, found, strict=False)}
+        texts |= {i: decode(row, characters(graph)) for i, row in zip(indices, found, strict=False)}
     return [texts[i] for i in range(len(lines))]
 
 
@@ -82,14 +86,6 @@ def read_both(
     model = quantize_model(function, weights, shown, **options)
     in_float = read_lines(function, weights, lines, graph, "float32")
     return model, in_float, read_lines(model, model.params, lines, graph, "int8")
-
-
-def agreement(folder: Path, **options: Any) -> dict[str, int]:
-    """How many of the 100 lines int8 reads as float32 does, by options of `quantize_model`."""
-    lines = make_lines(**TEST)
-    _, in_float, in_int8 = read_both(read_network(folder), lines, progress=False, **options)
-    equal = sum(a == b for a, b in zip(in_float, in_int8, strict=True))
-    return {"lines": len(lines), "equal": equal}
 
 
 def compare(lines: list[Line], in_float: list[str], in_int8: list[str]) -> int:

@@ -76,8 +76,9 @@ def calibrate(
             networks[key] = network
             watches[key] = _Watch(network, rules, factors)
             updates[key] = jax.jit(watches[key].update)
-        seen = state if state is not None else watches[key].init()
-        state = updates[key](seen, parameters, data)
+        if state is None:
+            state = watches[key].init(parameters, data)
+        state = updates[key](state, parameters, data)
         if progress:
             print(f"\rcalibration: {count} batches", end="", file=sys.stderr, flush=True)
     if progress and count:
@@ -91,8 +92,9 @@ def calibrate(
     )
     if unused:
         warnings.warn(f"rules for {unused} fit no layer.", stacklevel=3)
+    ranges = {g: observer.finish(state.observed[g]) for g, observer in watch.observers.items()}
     found = {}
-    for group, seen in _finished(watch.observers, state.observed).items():
+    for group, seen in jax.device_get(ranges).items():
         maker = watch.makers[group]
         if int(seen.not_finite):
             raise ValueError(
@@ -101,16 +103,16 @@ def calibrate(
             )
         scale, zero_point = scale_of(seen, asymmetric=rules.asymmetric(maker))
         found[group] = np.asarray(scale), None if zero_point is None else np.asarray(zero_point)
-    return Calibration(networks, found, factors, state.moments or {})
+    return Calibration(networks, found, factors, state.moments)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Seen:
-    """States of observers by their groups, and moments by layers; None before any data."""
+    """States of observers by their groups, and moments by layers."""
 
     observed: dict[int, Any]
-    moments: dict[str, Moments] | None
+    moments: dict[str, Moments]
 
 
 class _Watch:
@@ -127,29 +129,36 @@ class _Watch:
         self.makers = _makers(network)
         self.observers = {group: rules.observer(maker) for group, maker in self.makers.items()}
 
-    def init(self) -> _Seen:
-        """Nothing seen yet."""
+    def init(self, parameters: Any, data: Any) -> _Seen:
+        """Nothing seen yet, of data of these shapes."""
         states = {group: observer.init() for group, observer in self.observers.items()}
-        return _Seen(states, None)
+        shapes = jax.eval_shape(
+            lambda *args: self._moments(Values.of_float(self.network.graph, *args)),
+            parameters,
+            data,
+        )
+        return _Seen(states, jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes))
 
     def update(self, seen: _Seen, parameters: Any, data: Any) -> _Seen:
         """What was seen after one more batch."""
-        network = self.network
-        values = Values.of_float(network.graph, parameters, data)
+        values = Values.of_float(self.network.graph, parameters, data)
         states = {}
-        for group, numbers in network.observed.items():
+        for group, numbers in self.network.observed.items():
             states[group] = seen.observed[group]
             for number in numbers:
                 x = divided(values.real(number), self.factors.get(number))
                 states[group] = self.observers[group].update(states[group], x)
-        moments = {}
-        for layer in network.layers:
+        new = self._moments(values)
+        return _Seen(states, {name: seen.moments[name].merge(new[name]) for name in new})
+
+    def _moments(self, values: Values) -> dict[str, Moments]:
+        """Of the inputs of those layers that are fitted to them."""
+        found = {}
+        for layer in self.network.layers:
             second = self.rules.rounding(layer.info) == "compensated"
             if second or self.rules.corrects_bias(layer.info):
-                moments[layer.name] = Moments.of(layer, values, second=second)
-        if seen.moments is not None:
-            moments = {name: seen.moments[name].merge(new) for name, new in moments.items()}
-        return _Seen(states, moments)
+                found[layer.name] = Moments.of(layer, values, second=second)
+        return found
 
 
 def _weights(network: Network, parameters: Any) -> dict[str, Any]:
@@ -157,20 +166,6 @@ def _weights(network: Network, parameters: Any) -> dict[str, Any]:
     leaves = jax.tree.leaves(parameters)
     values = Values(network.graph, dict(zip(network.graph.parameters, leaves, strict=True)))
     return {layer.name: np.asarray(layer.weights(values)[0]) for layer in network.layers}
-
-
-def _finished(observers: dict[int, Any], states: dict[int, Any]) -> dict[int, Any]:
-    """What each group's observer found; those of a kind are asked together."""
-    alike: dict[Any, list[int]] = {}
-    for group, observer in observers.items():
-        alike.setdefault(observer, []).append(group)
-    found = {}
-    for observer, groups in alike.items():
-        stacked = jax.tree.map(lambda *v: jnp.stack(v), *(states[group] for group in groups))
-        ranges = jax.device_get(jax.jit(jax.vmap(observer.finish))(stacked))
-        for i, group in enumerate(groups):
-            found[group] = jax.tree.map(lambda v, i=i: v[i], ranges)
-    return found
 
 
 def _check(network: Network, networks: dict[Any, Network], data: Any) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_qconv._arrays import is_concrete
 from jax_qconv._calibrate import Calibration
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._equalise import by_inputs
@@ -26,8 +24,8 @@ def packed_layer(
     values: Values,
     calibration: Calibration,
     rules: RuleBook,
-) -> PackedConv:
-    """A layer's weights in int8, packed and bound to its scales.
+) -> tuple[PackedConv, jax.Array]:
+    """A layer's weights in int8, packed and bound to its scales; and whether they are finite.
 
     Args:
         node: the layer.
@@ -40,7 +38,9 @@ def packed_layer(
     def quantisation(value: int) -> Quantisation:
         return calibration.quantisation[network.group[value]]
 
-    weight, bias = _finite(node, *node.weights(values))
+    weight, bias = node.weights(values)
+    finite = jnp.isfinite(weight).all()
+    finite = finite if bias is None else finite & jnp.isfinite(bias).all()
     moments = calibration.moments.get(node.name)
     if node.x in calibration.factors:
         factors = calibration.factors[node.x].reshape(-1)
@@ -67,20 +67,7 @@ def packed_layer(
         out = {"out_scale": scale_of_out, "out_zero_point": zero_point}
     elif out["out_dtype"] is None:
         out = {"out_dtype": network.graph.avals[node.out].dtype}
-    return node.pack(values, integers, scale, bias, quantisation, **out)
-
-
-def _finite(
-    node: ConvNode, weight: jax.Array, bias: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """The same; raise ValueError where numbers can be seen, and aren't finite."""
-    for array in (weight, bias):
-        if array is not None and is_concrete(array) and not np.isfinite(array).all():
-            raise ValueError(
-                f"{node.name} has weights that are NaN or infinite, or become so where the batch "
-                "norm or bias after it is folded in."
-            )
-    return weight, bias
+    return node.pack(values, integers, scale, bias, quantisation, **out), finite
 
 
 def _mean_error(

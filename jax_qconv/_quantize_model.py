@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_qconv._arrays import is_concrete
 from jax_qconv._calibrate import Calibration, calibrate
 from jax_qconv._conv_node import ConvNode
 from jax_qconv._graph import trace
@@ -97,22 +98,36 @@ class QuantizedModel:
         _check_like(
             "parameters", parameters, self.parameter_shapes, "they are those of another network"
         )
+        if not all(map(is_concrete, jax.tree.leaves(parameters))):
+            return self._packed(parameters)[0]
+        packed, finite = jax.jit(self._packed)(parameters)
+        for name, good in finite.items():
+            if not good:
+                raise ValueError(
+                    f"{name} has weights that are NaN or infinite, or become so where the batch "
+                    "norm or bias after it is folded in."
+                )
+        return packed
+
+    def _packed(self, parameters: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        """Packed parameters, and for each layer whether its weights are finite."""
         network = next(iter(self.calibration.networks.values()))
         graph = network.graph
         leaves = jax.tree.leaves(parameters)
         values = Values(graph, dict(zip(graph.parameters, leaves, strict=True)))
-
-        layers = {
-            node.name: packed_layer(node, network, values, self.calibration, self.rules)
-            for node in network.layers
-        }
+        layers, finite = {}, {}
+        for node in network.layers:
+            layers[node.name], finite[node.name] = packed_layer(
+                node, network, values, self.calibration, self.rules
+            )
         found = {str(group): self.calibration.quantisation[group] for group in network.rescaled}
-        return {
+        packed = {
             "layers": layers,
             "scales": {key: jnp.float32(scale) for key, (scale, _) in found.items()},
             "zero_points": {key: jnp.int32(z) for key, (_, z) in found.items() if z is not None},
             "real": {name: values.real(number) for number, name in self._real(network)},
         }
+        return packed, finite
 
     def network(self, *data: Any) -> Network:
         """What was found in the function, for data of these shapes."""

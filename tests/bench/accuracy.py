@@ -3,7 +3,7 @@
     python tests/bench/accuracy.py --data DIR
     python tests/bench/accuracy.py --data DIR --only hed
 
-DIR has the archives that the examples ask for. Each network goes through `quantize_model` alone, by
+DIR has the archives that the examples ask for, and the extracted package of Fashion-MNIST. Each network goes through `quantize_model` alone, by
 each of the options below, and is judged on other data than it was calibrated on. Runs on a CPU;
 writes accuracy.json after each network, and leaves what it says of others.
 """
@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "symmetric": {},
     "asymmetric": {"asymmetric": True},
     "asymmetric_corrected": {"asymmetric": True, "bias_correction": True},
+    "compensated": {"asymmetric": True, "bias_correction": True, "rounding": "compensated"},
 }
 """Of `quantize_model`, by name."""
 
@@ -42,7 +43,8 @@ def measure(case: Case) -> dict[str, Any]:
     """What a network reaches by each of the options."""
     start, found = time.perf_counter(), {}
     for name, options in OPTIONS.items():
-        made = compare(case.function, case.weights, case.folds, progress=False, **options)
+        chosen = options | case.fixed
+        made = compare(case.function, case.weights, case.folds, progress=False, **chosen)
         found[name] = case.figures(made.in_float, made.in_int8)
         print(case.title, name, found[name], flush=True)
     return {
