@@ -173,7 +173,7 @@ class TestTrained:
                 f"{DATA_VARIABLE} names no folder with Fashion-MNIST; apt-get download "
                 f"dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb ${DATA_VARIABLE}"
             )
-        done = run("fashion_mnist.py", "--data", folder, "--photos", 1000)
+        done = run("fashion_mnist.py", "--data", folder, "--photos", 1000, timeout=900)
         assert done.returncode == 0, done.stderr
         assert re.match(r"backend \w+, engine (cudnn|reference)\n1,000 test photos ", done.stdout)
         rows = ROW.findall(done.stdout)
