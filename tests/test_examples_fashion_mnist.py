@@ -154,7 +154,7 @@ class TestTrained:
     def test_fit_their_networks(self, quick):
         weights, nets = quick("_fashion_mnist_weights"), quick("_fashion_mnist_nets").NETS
         paths = sorted(weights.FOLDER.glob("fashion_mnist_*.npz"))
-        assert paths
+        seen = set()
         for path in paths:
             assert path.stat().st_size < 1e6
             variables, facts = weights.load_weights(path)
@@ -163,6 +163,8 @@ class TestTrained:
             x = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
             shapes = jax.eval_shape(nets[facts["net"]].init, jax.random.key(0), x)
             assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
+            seen.add(facts["net"])
+        assert seen == nets.keys()
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("load")
@@ -177,7 +179,7 @@ class TestTrained:
         assert done.returncode == 0, done.stderr
         assert re.match(r"backend \w+, engine (cudnn|reference)\n1,000 test photos ", done.stdout)
         rows = ROW.findall(done.stdout)
-        assert rows
+        assert {name for name, *_ in rows} == {"resnet", "mobilenet"}
         for _, in_float, in_int8, loss, agreement in rows:
             assert float(in_float) > 88
             assert float(loss) == pytest.approx(float(in_float) - float(in_int8), abs=0.02)
