@@ -119,7 +119,7 @@ class TestTraining:
         example, training = quick("fashion_mnist"), quick("_fashion_mnist_train")
         nets, weights = quick("_fashion_mnist_nets"), quick("_fashion_mnist_weights")
         small = {
-            "resnet": nets.ResNet(widths=(4, 8), blocks=1),
+            "resnet": nets.ResNet(widths=(4,), blocks=1),
             "mobilenet": nets.MobileNet(stem=4, layers=((8, 2),)),
         }
         monkeypatch.setattr(example, "NETS", small)
