@@ -119,7 +119,7 @@ class TestTraining:
         example, training = quick("fashion_mnist"), quick("_fashion_mnist_train")
         nets, weights = quick("_fashion_mnist_nets"), quick("_fashion_mnist_weights")
         small = {
-            "resnet": nets.ResNet(widths=(4, 8), blocks=1),
+            "resnet": nets.ResNet(widths=(4,), blocks=1),
             "mobilenet": nets.MobileNet(stem=4, layers=((8, 2),)),
         }
         monkeypatch.setattr(example, "NETS", small)
@@ -135,7 +135,7 @@ class TestTraining:
         assert facts.keys() >= {"accuracy", "date", "commit", "jax"}
         assert found["photos"] == 32
         assert found["float_accuracy"] == pytest.approx(facts["accuracy"], abs=0.01)
-        assert found["loss"] == found["float_accuracy"] - found["int8_accuracy"]
+        assert found["loss"] == found["float_accuracy"] - found["accuracy"]
         assert found["logit_sqnr_db"] > 20
 
     def test_weights_are_the_same_after_saving(self, load, tmp_path):
@@ -154,7 +154,7 @@ class TestTrained:
     def test_fit_their_networks(self, quick):
         weights, nets = quick("_fashion_mnist_weights"), quick("_fashion_mnist_nets").NETS
         paths = sorted(weights.FOLDER.glob("fashion_mnist_*.npz"))
-        assert paths
+        seen = set()
         for path in paths:
             assert path.stat().st_size < 1e6
             variables, facts = weights.load_weights(path)
@@ -163,6 +163,8 @@ class TestTrained:
             x = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
             shapes = jax.eval_shape(nets[facts["net"]].init, jax.random.key(0), x)
             assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
+            seen.add(facts["net"])
+        assert seen == nets.keys()
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("load")
@@ -173,11 +175,11 @@ class TestTrained:
                 f"{DATA_VARIABLE} names no folder with Fashion-MNIST; apt-get download "
                 f"dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb ${DATA_VARIABLE}"
             )
-        done = run("fashion_mnist.py", "--data", folder, "--photos", 1000)
+        done = run("fashion_mnist.py", "--data", folder, "--photos", 1000, timeout=900)
         assert done.returncode == 0, done.stderr
         assert re.match(r"backend \w+, engine (cudnn|reference)\n1,000 test photos ", done.stdout)
         rows = ROW.findall(done.stdout)
-        assert rows
+        assert {name for name, *_ in rows} == {"resnet", "mobilenet"}
         for _, in_float, in_int8, loss, agreement in rows:
             assert float(in_float) > 88
             assert float(loss) == pytest.approx(float(in_float) - float(in_int8), abs=0.02)

@@ -3,9 +3,10 @@
     python tests/bench/accuracy.py --data DIR
     python tests/bench/accuracy.py --data DIR --only hed
 
-DIR has the archives that the examples ask for, and the extracted package of Fashion-MNIST. Each network goes through `quantize_model` alone, by
-each of the options below, and is judged on other data than it was calibrated on. Runs on a CPU;
-writes accuracy.json after each network, and leaves what it says of others.
+DIR has the archives that the examples ask for, and the extracted package of Fashion-MNIST. Each
+network goes through `quantize_model` alone, by each of the options below, and is judged on other
+data than it was calibrated on. Runs on a CPU; writes accuracy.json after each network, and leaves
+what it says of others.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def measure(case: Case) -> dict[str, Any]:
     """What a network reaches by each of the options."""
     start, found = time.perf_counter(), {}
     for name, options in OPTIONS.items():
-        chosen = options | case.fixed
+        chosen = {**options, **case.fixed}
         made = compare(case.function, case.weights, case.folds, progress=False, **chosen)
         found[name] = case.figures(made.in_float, made.in_int8)
         print(case.title, name, found[name], flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ class Case(NamedTuple):
     judged: str
     figures: Callable[[Outputs, Outputs], dict[str, float]]
     goals: dict[str, float]
-    fixed: dict[str, Any] = {}
+    fixed: Mapping[str, Any] = MappingProxyType({})
 
 
 def of_squeezenet(folder: pathlib.Path) -> Case:
