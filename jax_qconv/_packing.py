@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jax_qconv._network import Network
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._rules import RuleBook
 from jax_qconv._values import Quantisation, Values
-from jax_qconv._weights import rounded, weight_scale
+from jax_qconv._weights import by_sums, rounded, weight_scale
 
 
 def packed_layer(
@@ -59,7 +58,9 @@ def packed_layer(
         second = moments.second
     integers = rounded(weight, scale, second=second, x_scale=x_scale)
     if moments is not None and rules.corrects_bias(node.info):
-        shift = _mean_error(node, integers, scale, weight, moments.mean)
+        error = integers.astype(jnp.float32) * jnp.broadcast_to(scale, weight.shape) - weight
+        by_group = by_sums(error, len(moments.mean))
+        shift = jnp.einsum("gtk,gt->gk", by_group, moments.mean, precision="highest").reshape(-1)
         bias = -shift if bias is None else bias - shift
     out: dict[str, Any] = {"out_dtype": rules.out_dtype(node.info)}
     if node.out in network.int8:
@@ -68,17 +69,3 @@ def packed_layer(
     elif out["out_dtype"] is None:
         out = {"out_dtype": network.graph.avals[node.out].dtype}
     return node.pack(values, integers, scale, bias, quantisation, **out), finite
-
-
-def _mean_error(
-    node: ConvNode, integers: jax.Array, scale: jax.Array, weight: jax.Array, mean: jax.Array
-) -> jax.Array:
-    """``[K]``: what rounding the weights adds to the output on average, borders aside."""
-    error = integers.astype(jnp.float32) * jnp.broadcast_to(scale, weight.shape) - weight
-    *kernel, c, k = weight.shape
-    groups = len(mean) // c
-    by_group = error.reshape(math.prod(kernel), c, groups, k // groups).sum(0)
-    shift = jnp.einsum("cgk,gc->gk", by_group, mean.reshape(groups, c)).reshape(k)
-    # Of a transposed one each output sees a part of the kernel.
-    options = dict(node.placement.options)
-    return shift / jnp.float32(math.prod(options["strides"]) if options.get("transpose") else 1)

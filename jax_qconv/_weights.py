@@ -61,8 +61,7 @@ def rounded(
         return quantized_weight(weight, scale)
     *kernel, c, k = weight.shape
     groups, taps = second.shape[:2]
-    # To [groups, T, K / groups], in the order C, R, S.
-    columns = jnp.moveaxis(weight, -2, 0).reshape(taps, groups, k // groups).swapaxes(0, 1)
+    columns = by_sums(weight, groups)
     scales = jnp.broadcast_to(scale, (k,)).reshape(groups, k // groups)
     with jax.enable_x64(True):
         noise = jnp.asarray(x_scale, jnp.float64) ** 2 * np.float64(1 / 12)
@@ -96,6 +95,12 @@ def _compensated(w: jax.Array, scale: jax.Array, second: jax.Array, noise: jax.A
 
     _, done = jax.lax.fori_loop(0, taps, one, (w[order], jnp.zeros(w.shape, jnp.int8)))
     return jnp.zeros_like(done).at[order].set(done)
+
+
+def by_sums(weight: jax.Array, groups: int) -> jax.Array:
+    """Weights ``[R, S, C / groups, K] or [C, K]`` as ``[G, T, K / G]``, T in the order C, R, S."""
+    k = weight.shape[-1]
+    return jnp.moveaxis(weight, -2, 0).reshape(-1, groups, k // groups).swapaxes(0, 1)
 
 
 def check_rounding(rounding: Any) -> None:

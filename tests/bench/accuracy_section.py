@@ -58,16 +58,12 @@ def _rows(net: dict[str, Any]) -> Iterator[list[str]]:
     """A line for each measure of a network."""
     first = [net["title"], net["judged"]]
     for name, (label, cell) in MEASURES.items():
-        figures = [net[option] for option in OPTIONS]
+        figures = [net.get(option, {}) for option in OPTIONS]
         if name not in figures[0]:
             continue
         goal = net["goals"].get(name)
         bound = "≤" if name in AT_MOST else "≥"
-        cells = [
-            f"*{text}*" if _misses(name, found[name], goal) else text
-            for found in figures
-            for text in [cell.format(**found)]
-        ]
+        cells = [_cell(name, cell, found, goal) for found in figures]
         yield [
             *first,
             label.format(**figures[0]),
@@ -75,6 +71,12 @@ def _rows(net: dict[str, Any]) -> Iterator[list[str]]:
             *cells,
         ]
         first = ["", ""]
+
+
+def _cell(name: str, cell: str, found: dict[str, float], goal: float | None) -> str:
+    """A figure, in italics if it misses its goal; nothing where there is none."""
+    text = cell.format(**found) if found else ""
+    return f"*{text}*" if found and _misses(name, found[name], goal) else text
 
 
 def _misses(name: str, value: float, goal: float | None) -> bool:
