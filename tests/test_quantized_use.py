@@ -48,6 +48,7 @@ def replicated(mesh, tree):
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+@pytest.mark.slow
 def test_calibration_on_several_devices_gives_the_same_scales(mesh):
     x = jax.device_put(X, NamedSharding(mesh, P("batch")))
     for observer in ("absmax", "mse", "entropy"):
