@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from _folds import Fold, compare, print_bytes
 from PIL import Image
@@ -13,6 +14,14 @@ from PIL import Image
 from jax_qconv import report
 
 MAGNIFIED = 10  # times, the difference that is shown
+
+
+def conv(layer: dict[str, Any], x: jax.Array) -> jax.Array:
+    """A convolution of ``[N, H, W, C]`` with stride 1, as large as its input, and a bias."""
+    y = jax.lax.conv_general_dilated(
+        x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y + layer["bias"][None, None, None]
 
 
 def judge(

