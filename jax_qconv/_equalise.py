@@ -52,12 +52,12 @@ def equalised(network: Network, weights: Mapping[str, np.ndarray]) -> dict[int, 
                 made[reader.name] = made[reader.name] * by_inputs(ratio, made[reader.name])
             total = ratio * found.get(maker.out, 1.0)
             found |= dict.fromkeys(values, total)
-    axes = {
-        value: maker.placement.channel_axes[0] for maker, values, _ in chains for value in values
-    }
     return {
-        value: _along(axes[value], len(network.graph.shape(value)), ratio.astype(np.float32))
-        for value, ratio in found.items()
+        value: _along(
+            maker.placement.channel_axes[0], len(network.graph.shape(value)), found[value]
+        )
+        for maker, values, _ in chains
+        for value in values
     }
 
 
@@ -82,8 +82,8 @@ def by_inputs(factor: Any, weight: Any) -> Any:
 
 
 def _along(axis: int, rank: int, vector: np.ndarray) -> np.ndarray:
-    """A vector along one of several axes."""
-    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
+    """A vector along one of several axes, in float32."""
+    return vector.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 def _of_outputs(weight: np.ndarray) -> np.ndarray:

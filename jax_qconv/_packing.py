@@ -62,10 +62,11 @@ def packed_layer(
         by_group = by_sums(error, len(moments.mean))
         shift = jnp.einsum("gtk,gt->gk", by_group, moments.mean, precision="highest").reshape(-1)
         bias = -shift if bias is None else bias - shift
-    out: dict[str, Any] = {"out_dtype": rules.out_dtype(node.info)}
+    out: dict[str, Any]
     if node.out in network.int8:
         scale_of_out, zero_point = quantisation(node.out)
         out = {"out_scale": scale_of_out, "out_zero_point": zero_point}
-    elif out["out_dtype"] is None:
-        out = {"out_dtype": network.graph.avals[node.out].dtype}
+    else:
+        wanted = rules.out_dtype(node.info)
+        out = {"out_dtype": network.graph.avals[node.out].dtype if wanted is None else wanted}
     return node.pack(values, integers, scale, bias, quantisation, **out), finite
