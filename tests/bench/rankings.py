@@ -5,8 +5,9 @@
         --like tests/bench/results/h200/rankings.json --top 5
 
 Goes on where the user's store of plans ends. With --like, only the plans are tried that were the
-fastest on another GPU of the same architecture. Writes rankings.json, the time of every exact plan
-that was tried, and the table of the fastest ones that comes with the package.
+fastest on another GPU of the same architecture, and those of this package's kernels. Writes
+rankings.json, the time of every exact plan that was tried, and the table of the fastest ones that
+comes with the package.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import jax
 from bench.record import commit
 from tqdm import tqdm
 
-from jax_qconv import _plan_store, _plans, _tune, _tuning
+from jax_qconv import _native, _plan_store, _plans, _tune, _tuning
 from jax_qconv._networks import NETWORKS, Layer
 from jax_qconv._problem import Problem
 
@@ -80,7 +81,13 @@ def main() -> None:
     table, held_out = problems()
     known = {e.problem for e in _plan_store.entries() if e.target == target}
     rows = json.loads(args.like.read_text())["rows"] if args.like else []
-    only = {Problem.parse(row["problem"]): list(row["us"])[: args.top] for row in rows}
+    own_plans = _native.extension().own_plans
+    only = {
+        Problem.parse(row["problem"]): list(
+            dict.fromkeys([*list(row["us"])[: args.top], *own_plans(row["problem"])])
+        )
+        for row in rows
+    }
     failed: dict[str, str] = {}
     end = time.monotonic() + args.seconds
     for chosen, candidates in ((table, None), (held_out, HELD_OUT_CANDIDATES)):
