@@ -25,6 +25,7 @@ struct PlanName {
   static ErrorOr<PlanName> Parse(const std::string& text);
   std::string ToString() const;
   bool deferred() const { return !index.has_value(); }
+  bool operator==(const PlanName&) const = default;
 };
 
 }  // namespace jax_qconv

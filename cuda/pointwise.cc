@@ -9,10 +9,10 @@ namespace jax_qconv {
 namespace {
 
 constexpr int64_t kRows = 0, kCols = 1, kRun = 2;  // knobs
-constexpr int64_t kWarpRows = 32, kWarpCols = 64;  // outputs of a warp, as the kernel has them
+constexpr int64_t kWarpRows = 32, kWarpCols = 64;  // outputs of a warp, the latter at most
 constexpr int64_t kStep = 32;                      // channels of x in a product
 constexpr int64_t kMostShared = 227 * 1024;        // bytes that a block can have, of sm_90
-constexpr int64_t kMostTerms = 128;                // beyond, cuDNN was faster
+constexpr int64_t kMostTerms = 256;                // beyond, shared memory holds too few tiles
 constexpr int64_t kFewBlocks = 132;                // that a large GPU needs to be busy
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -22,7 +22,8 @@ struct Tile {
 };
 
 int64_t SharedBytes(const Problem& p, const Tile& tile) {
-  const int64_t terms = p.c + 16, cols = tile.cols + 16;  // rows are longer than they need to be
+  // Rows are longer than they need to be.
+  const int64_t terms = CeilDiv(p.c, kStep) * kStep + 16, cols = tile.cols + 16;
   return tile.cols * terms + 2 * tile.rows * terms + 2 * tile.rows * cols + 4 * tile.cols * 4;
 }
 
@@ -30,21 +31,39 @@ int64_t Blocks(const Problem& p, const Tile& tile) {
   return CeilDiv(p.pixels(), tile.rows * tile.run) * (p.k / tile.cols);
 }
 
-int64_t Threads(const Tile& tile) { return tile.rows / kWarpRows * (tile.cols / kWarpCols) * 32; }
+// Of a warp: a block's are dealt out evenly, in products of 8.
+int64_t WarpCols(int64_t cols) {
+  int64_t most = std::min(kWarpCols, cols);
+  while (cols % most || most % 8) --most;
+  return most;
+}
+
+int64_t Threads(const Tile& tile) {
+  return tile.rows / kWarpRows * (tile.cols / WarpCols(tile.cols)) * 32;
+}
+
+// Channels of a block: the most up to a number, of which no warp has few.
+int64_t Cols(const Problem& p, int64_t most) {
+  for (int64_t cols = most / 8 * 8; cols > 0; cols -= 8) {
+    if (p.k % cols == 0 && 2 * WarpCols(cols) >= std::min(kWarpCols, p.k)) return cols;
+  }
+  return 8;
+}
 
 // Empty, or why a tile can't be used.
 std::string WhyNot(const Problem& p, const Tile& tile) {
   if (!IsPointwise(p)) {
-    return "it is for 1x1 convolutions to int8 without groups, strides or padding, from a multiple "
-           "of 32 channels up to 128 to a multiple of 64, and activations that are exact";
+    return StrCat(
+        "it is for 1x1 convolutions to int8 without groups, strides or padding, of up to ",
+        kMostTerms, " channels to a multiple of 8, and activations that are exact");
   }
   constexpr int64_t kMostSide = 1024, kMostRun = int64_t{1} << 20;
   if (tile.rows > kMostSide || tile.cols > kMostSide || tile.run > kMostRun) {
     return StrCat("rows and cols go up to ", kMostSide, ", and run to ", kMostRun);
   }
-  if (tile.rows < kWarpRows || tile.rows % kWarpRows || tile.cols < kWarpCols ||
-      tile.cols % kWarpCols || tile.run < 1 || Threads(tile) > 1024) {
-    return "rows must be a multiple of 32, cols one of 64, and run at least 1";
+  if (tile.rows < kWarpRows || tile.rows % kWarpRows || tile.cols < 8 || tile.cols % 8 ||
+      tile.run < 1 || Threads(tile) > 1024) {
+    return "rows must be a multiple of 32, cols one of 8, and run at least 1";
   }
   if (p.k % tile.cols) return StrCat("cols must divide the ", p.k, " output channels");
   if (SharedBytes(p, tile) > kMostShared) return "its tiles are too large for shared memory";
@@ -55,16 +74,18 @@ std::vector<PlanName> Plans(const Problem& p) {
   std::vector<PlanName> plans;
   // The first are suggested: many blocks, which hide each other's waiting.
   for (const int64_t run : {4, 16, 1}) {
-    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{128, 128},
+    for (const auto& [rows, most] : {std::pair<int64_t, int64_t>{128, 128},
                                      {64, 128},
                                      {128, 64},
                                      {64, 256},
                                      {64, 64},
+                                     {256, 64},
                                      {128, 256}}) {
-      const Tile tile{rows, cols, run};
+      const Tile tile{rows, Cols(p, most), run};
       // Longer runs must leave enough blocks.
       if (!WhyNot(p, tile).empty() || (run > 1 && Blocks(p, tile) < kFewBlocks)) continue;
-      plans.push_back({"pointwise", 0, {{kRows, rows}, {kCols, cols}, {kRun, run}}});
+      const PlanName plan{"pointwise", 0, {{kRows, rows}, {kCols, tile.cols}, {kRun, run}}};
+      if (std::find(plans.begin(), plans.end(), plan) == plans.end()) plans.push_back(plan);
     }
   }
   return plans;
@@ -89,8 +110,8 @@ ErrorOr<KernelSpec> Kernel(const Problem& p, const PlanName& name) {
   spec.source = StrCat(
       kCommonSource, "namespace jax_qconv {\nconstexpr ConvParams kParams = ", Literal(ParamsOf(p)),
       ";\nconstexpr int kRows = ", tile.rows, ", kCols = ", tile.cols, ", kRun = ", tile.run,
-      ", kThreads = ", spec.threads, ", kSharedBytes = ", spec.shared_bytes,
-      ";\n}  // namespace jax_qconv\n", kPointwiseSource);
+      ", kWarpCols = ", WarpCols(tile.cols), ", kThreads = ", spec.threads,
+      ", kSharedBytes = ", spec.shared_bytes, ";\n}  // namespace jax_qconv\n", kPointwiseSource);
   return spec;
 }
 
@@ -103,7 +124,7 @@ bool IsPointwise(const Problem& p) {
   return p.groups == 1 && all(p.kernel, 1) && all(p.strides, 1) && all(p.pad_before, 0) &&
          all(p.pad_after, 0) && p.out == OutType::kInt8 && p.offset != Offset::kMap &&
          !p.approximate() &&  // whose code spills registers
-         p.c % kStep == 0 && p.c <= kMostTerms && p.k % kWarpCols == 0;
+         p.c % 4 == 0 && p.c <= kMostTerms && p.k % 8 == 0;
 }
 
 const KernelSource& Pointwise() {

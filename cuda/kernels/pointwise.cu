@@ -24,12 +24,21 @@
 namespace jax_qconv {
 
 // Constants that the host writes before this source: kParams, the convolution; kRows, kCols, kRun
-// of a block; kThreads and kSharedBytes, which follow from them.
-constexpr int kTerms = kParams.c;
+// of a block; kWarpCols of a warp, which has 32 rows; kThreads and kSharedBytes, which follow.
+constexpr int kStep = 32;  // terms of a product
+constexpr int kTerms = (kParams.c + kStep - 1) / kStep * kStep;
 constexpr int kTermsStride = kTerms + 16, kColsStride = kCols + 16;
 constexpr int kPixels = kParams.n * kParams.out_size[0] * kParams.out_size[1] * kParams.out_size[2];
-constexpr int kWarpRows = 32, kWarpCols = 64;
+constexpr int kWarpRows = 32;
 constexpr int kDown = kWarpRows / 16, kAcross = kWarpCols / 8;  // products of a warp's tile
+// Whether sums start at kWholeBits, which makes floats of them: where they have few enough bits,
+// products of a zero point's included.
+constexpr bool kWholeSums = (kParams.offset ? 255 : 128) * 128 * kParams.c <= kMostWhole;
+
+// Bytes that rows of so many are copied by at a time: where each row starts, they are aligned.
+__device__ constexpr int chunk_of(int bytes) {
+  return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;
+}
 
 // What a block keeps in shared memory, as byte offsets.
 constexpr int kWeights = 0;
@@ -48,12 +57,16 @@ __device__ void multiply(int (&d)[4], const int (&a)[4], const int (&b)[2]) {
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// 16 bytes into shared memory, without waiting for them.
-__device__ void copy16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from)
-               : "memory");
+// Bytes into shared memory, without waiting for them; 16 at a time pass by the L1 cache.
+template <int kBytes>
+__device__ void copy_bytes(void* to, const void* from) {
+  const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
 }
 __device__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all groups but the last `kLeft` are there.
@@ -69,22 +82,31 @@ __device__ signed char* shared_bytes() { return reinterpret_cast<signed char*>(s
 
 // Rows of `kBytes` bytes from memory, `stride` apart, into rows `kStride` apart.
 template <int kBytes, int kStride>
-__device__ void copy_rows(signed char* to, const signed char* from, long long stride, int first,
+__device__ void copy_rows(signed char* to, const signed char* from, int stride, int first,
                           int count, int end) {
-  constexpr int kChunks = kBytes / 16;
+  constexpr int kChunk = chunk_of(kBytes), kChunks = kBytes / kChunk;
   for (int i = threadIdx.x; i < count * kChunks; i += kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks * 16;
+    const int row = i / kChunks, at = i % kChunks * kChunk;
     // Beyond the last row: that one again, whose outputs aren't stored.
-    const long long at = min(first + row, end - 1);
-    copy16(to + row * kStride + chunk, from + at * stride + chunk);
+    const long long source = min(first + row, end - 1);
+    copy_bytes<kChunk>(to + row * kStride + at, from + source * stride + at);
+  }
+}
+
+// Terms that a step has beyond the channels: zeros among the weights are enough.
+__device__ void clear_weights() {
+  for (int row = threadIdx.x; row < kCols; row += kThreads) {
+    for (int term = kParams.c; term < kTerms; term += 4) {
+      *reinterpret_cast<int*>(shared_bytes() + kWeights + row * kTermsStride + term) = 0;
+    }
   }
 }
 
 __device__ void copy_tile(const Operands& o, int tile, int channel) {
   const int half = tile % 2, row = tile * kRows;
-  copy_rows<kTerms, kTermsStride>(shared_bytes() + kInputs + half * kRows * kTermsStride,
-                                  static_cast<const signed char*>(o.x), kTerms, row, kRows,
-                                  kPixels);
+  copy_rows<kParams.c, kTermsStride>(shared_bytes() + kInputs + half * kRows * kTermsStride,
+                                     static_cast<const signed char*>(o.x), kParams.c, row, kRows,
+                                     kPixels);
   if (kParams.residual) {
     copy_rows<kCols, kColsStride>(shared_bytes() + kResiduals + half * kRows * kColsStride,
                                   static_cast<const signed char*>(o.r) + channel, kParams.k, row,
@@ -115,15 +137,16 @@ __device__ Scalars load_scalars(const Operands& o) {
   if (kParams.residual_zero_point) to.z_r = scalar(o.z_r);
   if (kParams.activation == kClip) to.lower = scalar(o.lower), to.upper = scalar(o.upper);
   if (kParams.requantize) to.m_y = scalar(o.m_y), to.b_y = scalar(o.b_y);
+  tighten(kParams, to.lower, to.upper);
   return to;
 }
 
-// Sums of 32 pixels by 64 channels; thread 4 i + j has channels 2 j and 2 j + 1 of pixels i and
-// i + 8 of each product.
+// Sums of 32 pixels by kWarpCols channels; thread 4 i + j has channels 2 j and 2 j + 1 of pixels i
+// and i + 8 of each product.
 __device__ void sum_up(int (&sums)[kDown][kAcross][4], const signed char* x, const signed char* w) {
   const int lane = threadIdx.x % 32, at = lane / 4 * kTermsStride + lane % 4 * 4;
 #pragma unroll
-  for (int term = 0; term < kTerms; term += 32) {
+  for (int term = 0; term < kTerms; term += kStep) {
     int a[kDown][4], b[kAcross][2];
 #pragma unroll
     for (int i = 0; i < kDown * 4; ++i) {
@@ -158,22 +181,25 @@ __device__ void finish_tile(const Scalars& own, const int (&sums)[kDown][kAcross
     for (int down = 0; down < kDown; ++down) {
       signed char* const upper = places + down * 16 * kColsStride + across * 8;
       signed char* const lower = upper + 8 * kColsStride;
-      signed char r[4] = {};
+      float r[4] = {};
       if (kParams.residual) {
-        const short pairs[] = {*reinterpret_cast<short*>(upper), *reinterpret_cast<short*>(lower)};
-        for (int i = 0; i < 4; ++i) r[i] = static_cast<signed char>(pairs[i / 2] >> 8 * (i % 2));
+        const unsigned pairs[] = {*reinterpret_cast<unsigned short*>(upper),
+                                  *reinterpret_cast<unsigned short*>(lower)};
+        unpack_int8(r, static_cast<int>(pairs[0] | pairs[1] << 16));
       }
       // The epilogue of all kernels, reading registers.
       Operands near;
-      near.m = m, near.b = b, near.slopes = slopes, near.r = r;
+      near.m = m, near.b = b, near.slopes = slopes;
       near.m_r = &own.m_r, near.z_r = &own.z_r, near.lower = &own.lower, near.upper = &own.upper;
       near.m_y = &own.m_y, near.b_y = &own.b_y;
       float y[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        y[i] = epilogue<float>(kParams, near, sums[down][across][i], i % 2, i);
+        const int bits = sums[down][across][i];
+        const float sum = kWholeSums ? from_whole(bits) : __int2float_rn(bits);
+        y[i] = epilogue<float>(kParams, near, sum, r[i], i % 2);
       }
-      const int word = pack_int8(y);
+      const int word = pack_int8(kParams, y);
       *reinterpret_cast<short*>(upper) = static_cast<short>(word);
       *reinterpret_cast<short*>(lower) = static_cast<short>(word >> 16);
     }
@@ -181,14 +207,19 @@ __device__ void finish_tile(const Scalars& own, const int (&sums)[kDown][kAcross
 }
 
 __device__ void store_tile(const Operands& o, int tile, int channel, const signed char* from) {
-  constexpr int kChunks = kCols / 16;
+  constexpr int kChunk = chunk_of(kCols), kChunks = kCols / kChunk;
   signed char* const out = static_cast<signed char*>(o.out) + channel;
   for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks * 16;
+    const int row = i / kChunks, at = i % kChunks * kChunk;
     const long long pixel = tile * kRows + row;
     if (pixel >= kPixels) break;
-    *reinterpret_cast<int4*>(out + pixel * kParams.k + chunk) =
-        *reinterpret_cast<const int4*>(from + row * kColsStride + chunk);
+    signed char* const to = out + pixel * kParams.k + at;
+    const signed char* const place = from + row * kColsStride + at;
+    if constexpr (kChunk == 16) {
+      *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(place);
+    } else {
+      *reinterpret_cast<int2*>(to) = *reinterpret_cast<const int2*>(place);
+    }
   }
 }
 
@@ -201,10 +232,12 @@ extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
   const int row = warp / (kCols / kWarpCols) * kWarpRows;
   const int col = warp % (kCols / kWarpCols) * kWarpCols;
 
-  copy_rows<kTerms, kTermsStride>(shared_bytes() + kWeights, static_cast<const signed char*>(o.w),
-                                  kTerms, channel, kCols, kParams.k);
+  copy_rows<kParams.c, kTermsStride>(shared_bytes() + kWeights,
+                                     static_cast<const signed char*>(o.w), kParams.c, channel,
+                                     kCols, kParams.k);
   copy_tile(o, first, channel);
   end_group();
+  clear_weights();
   load_channels(o, channel);
   const Scalars own = load_scalars(o);
   const signed char* const w = shared_bytes() + kWeights + col * kTermsStride;
@@ -220,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
     for (int i = 0; i < kDown * kAcross * 4; ++i) {
       const int own_col = col + i / 4 % kAcross * 8 + lane % 4 * 2 + i % 2;
       sums[i / 4 / kAcross][i / 4 % kAcross][i % 4] =
-          kParams.offset == kPerChannel ? z[own_col] : 0;
+          (kParams.offset == kPerChannel ? z[own_col] : 0) + (kWholeSums ? kWholeBits : 0);
     }
     const int half = tile % 2;
     sum_up(sums, shared_bytes() + kInputs + (half * kRows + row) * kTermsStride, w);

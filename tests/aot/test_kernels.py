@@ -122,6 +122,10 @@ POINTWISE = {
     "zero-point": pointwise(32, 192, offset="channel", activation="prelu"),
     "hard-swish": pointwise(96, 128, activation="hard_swish", requantize=True),
     "leaky": pointwise(128, 512, activation="leaky_relu", slope=0.1, residual=True),
+    "narrow": pointwise(16, 96, size=56),
+    "uneven": pointwise(24, 144, size=56, activation="clip"),
+    "project": pointwise(144, 24, size=56, activation="none"),
+    "most": pointwise(256, 40, activation="none", residual=True, offset="channel"),
 }
 
 
