@@ -73,14 +73,9 @@ std::string WhyNot(const Problem& p, const Tile& tile) {
 std::vector<PlanName> Plans(const Problem& p) {
   std::vector<PlanName> plans;
   // The first are suggested: many blocks, which hide each other's waiting.
-  for (const int64_t run : {4, 16, 1}) {
-    for (const auto& [rows, most] : {std::pair<int64_t, int64_t>{128, 128},
-                                     {64, 128},
-                                     {128, 64},
-                                     {64, 256},
-                                     {64, 64},
-                                     {256, 64},
-                                     {128, 256}}) {
+  for (const int64_t run : {4, 1}) {
+    for (const auto& [rows, most] :
+         {std::pair<int64_t, int64_t>{128, 128}, {64, 128}, {128, 64}, {256, 64}, {64, 64}}) {
       const Tile tile{rows, Cols(p, most), run};
       // Longer runs must leave enough blocks.
       if (!WhyNot(p, tile).empty() || (run > 1 && Blocks(p, tile) < kFewBlocks)) continue;

@@ -100,6 +100,7 @@ class ConvNode:
         scale: jax.Array,
         bias: jax.Array | None,
         quantisation: Callable[[int], Quantisation],
+        pad_to: tuple[int | None, int | None],
         **out: Any,
     ) -> PackedConv:
         """Packed and bound.
@@ -110,10 +111,12 @@ class ConvNode:
             scale: of the weights.
             bias: ``[K; float32]`` or None.
             quantisation: scale and zero point of a value.
+            pad_to: of `prepack`.
             out: out_scale and so on, of `PackedConv.bind`.
         """
         make = prepack_linear if self.placement.linear else prepack
-        packed = make(weight, bias, weight_scale=scale, **dict(self.placement.options))
+        options = dict(self.placement.options)
+        packed = make(weight, bias, weight_scale=scale, pad_to=pad_to, **options)
         x_scale, x_zero = quantisation(self.x)
         slopes = None
         if self.slopes is not None:

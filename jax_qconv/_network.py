@@ -15,6 +15,7 @@ from jax_qconv._fuse import Node, Skip, nodes
 from jax_qconv._graph import Graph, Ref
 from jax_qconv._layer_info import LayerInfo
 from jax_qconv._op_nodes import OpNode, RealNode
+from jax_qconv._storage import fine_values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +77,11 @@ class Network:
     def runs_in_int8(self, node: Node) -> bool:
         """Whether a node is a call of an int8 kernel or operation."""
         return isinstance(node, ConvNode) or (isinstance(node, OpNode) and node.out in self.int8)
+
+    @functools.cached_property
+    def fine(self) -> frozenset[int]:
+        """Values whose channels are padded less than `prepack` does by itself."""
+        return fine_values(self.nodes)
 
     @functools.cached_property
     def observed(self) -> dict[int, list[int]]:

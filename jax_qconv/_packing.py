@@ -13,6 +13,7 @@ from jax_qconv._equalise import by_inputs
 from jax_qconv._network import Network
 from jax_qconv._packed_conv import PackedConv
 from jax_qconv._rules import RuleBook
+from jax_qconv._storage import pad_to
 from jax_qconv._values import Quantisation, Values
 from jax_qconv._weights import by_sums, rounded, weight_scale
 
@@ -69,4 +70,5 @@ def packed_layer(
     else:
         wanted = rules.out_dtype(node.info)
         out = {"out_dtype": network.graph.avals[node.out].dtype if wanted is None else wanted}
-    return node.pack(values, integers, scale, bias, quantisation, **out), finite
+    stored = pad_to(node, network.fine)
+    return node.pack(values, integers, scale, bias, quantisation, stored, **out), finite

@@ -146,14 +146,31 @@ def find(problem: str, target: Target) -> Found | None:
 
 def find_shipped(problem: str, target: Target) -> Found | None:
     """The plan for a problem from the package's tables only: the same in every process."""
-    tables = [t for t in shipped() if t.target.compute_capability == target.compute_capability]
-    for table in sorted(tables, key=lambda table: table.target.gpu != target.gpu):
+    for table in _tables_for(target):
         if problem in table.plans:
-            made_on = f"{table.target.gpu} with cuDNN {table.target.cudnn}"
-            entry = table.plans[problem]
-            exact = table.target == target
-            return Found(entry["plan"], f"shipped, tuned on {made_on}", exact, entry["us"])
+            return _found(table, problem, exact=table.target == target)
     return None
+
+
+def find_similar(problem: Problem, target: Target) -> Found | None:
+    """The shipped plan of a convolution that differs in its padding or what follows it only."""
+    for table in _tables_for(target):
+        similar = table.by_geometry.get(problem.geometry)
+        if similar is not None:
+            return _found(table, similar, exact=False)
+    return None
+
+
+def _tables_for(target: Target) -> list[Table]:
+    """Those of its architecture, that of the very model first."""
+    tables = [t for t in shipped() if t.target.compute_capability == target.compute_capability]
+    return sorted(tables, key=lambda table: table.target.gpu != target.gpu)
+
+
+def _found(table: Table, problem: str, *, exact: bool) -> Found:
+    made_on = f"{table.target.gpu} with cuDNN {table.target.cudnn}"
+    entry = table.plans[problem]
+    return Found(entry["plan"], f"shipped, tuned on {made_on}", exact, entry["us"])
 
 
 def plans_by_problem(compute_capability: int) -> dict[str, list[str]]:
@@ -256,6 +273,11 @@ class Table:
         if fields["format"] != FORMAT:
             raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
         return cls(Target.from_json(fields), dict(fields["plans"]))
+
+    @functools.cached_property
+    def by_geometry(self) -> dict[tuple[Any, ...], str]:
+        """A problem of each `Problem.geometry`."""
+        return {Problem.parse(problem).geometry: problem for problem in self.plans}
 
     def entries(self) -> Iterator[Entry]:
         """The plans as entries. Raises as `Entry.from_json` does."""

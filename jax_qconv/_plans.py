@@ -71,8 +71,8 @@ def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: b
 
     In order: the plan named by the caller; for the GPU of `target` or else the local one, unless
     ``autotune`` is ``"off"``, a stored plan (the user's, or the package's table); with ``"on"``,
-    the best of a search made now, on a local GPU; what the model of the hardware picks;
-    `DEFERRED`, what engines suggest, tried where the call first runs. All but the caller's are
+    the best of a search made now, on a local GPU; the package's plan for the same convolution with
+    another epilogue; what the model of the hardware picks; `DEFERRED`, what engines suggest, tried where the call first runs. All but the caller's are
     verified before they run, and replaced if they aren't exact.
     """
     if plan is not None:
@@ -93,10 +93,19 @@ def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: b
     best = None if found is None else found.plan
     if autotune == "on" and alone and device is not None and not (found and found.exact):
         best = _tune(problem, device, cudnn_only)
+    if best is None and autotune != "off":
+        similar = _plan_store.find_similar(problem, on)
+        best = None if similar is None or not _can_run(similar.plan, problem) else similar.plan
     if best is not None and (best.startswith(CUDNN) or not cudnn_only):
         return best
     # The model knows cuDNN's plans only.
     return next(iter(_plan_model.rank(problem, on.compute_capability)), deferred)
+
+
+def _can_run(plan: str, problem: Problem) -> bool:
+    """Whether a plan's engine takes a problem: this package's kernels don't take all."""
+    engines = {own.partition(":")[0] for own in _native.extension().own_plans(str(problem))}
+    return plan.startswith(CUDNN) or plan.partition(":")[0] in engines
 
 
 def current_target() -> _plan_store.Target | None:

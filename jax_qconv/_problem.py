@@ -204,6 +204,13 @@ class Problem:
         return tuple(name for name, is_present in present.items() if is_present)
 
     @property
+    def geometry(self) -> tuple[Any, ...]:
+        """What most of its time depends on: what is read, multiplied and written."""
+        shapes = self.x_shape, self.w_shape, self.out_shape
+        placement = self.strides, self.dilation, self.groups
+        return *shapes, *placement, self.out_dtype, self.residual
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates, stored channels."""
         return math.prod(self.out_shape) * math.prod(self.w_shape[1:])

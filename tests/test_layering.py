@@ -76,6 +76,7 @@ MODULES = [
     "_layers",
     "_operations",
     "_fuse",
+    "_storage",
     "_network",
     "_equalise",
     "_rules",

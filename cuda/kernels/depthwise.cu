@@ -30,10 +30,6 @@ constexpr int kWords = kParams.c / 4;  // of a pixel
 constexpr int kStepRows = kParams.stride[1], kStepCols = kParams.stride[2];
 constexpr int kGapRows = kParams.dilation[1], kGapCols = kParams.dilation[2];
 
-// Whether sums start at kWholeBits, which makes floats of them: where they have few enough bits,
-// products of a zero point's included.
-constexpr bool kWholeSums = kParams.out != kInt32 && 255ll * 128 * kTaps <= kMostWhole;
-
 // Four channels of what the epilogue reads, in registers.
 struct Channels {
   float m[4], b[4], slopes[4];
@@ -59,7 +55,6 @@ __device__ Channels load_channels(const Operands& o, int word) {
   if (kParams.residual_zero_point) to.z_r = scalar(o.z_r);
   if (kParams.activation == kClip) to.lower = scalar(o.lower), to.upper = scalar(o.upper);
   if (kParams.requantize) to.m_y = scalar(o.m_y), to.b_y = scalar(o.b_y);
-  tighten(kParams, to.lower, to.upper);
   return to;
 }
 
@@ -77,20 +72,20 @@ __device__ void finish4(const Operands& o, const Channels& own, const int (&sums
     static_cast<int4*>(o.out)[at] = {acc[0], acc[1], acc[2], acc[3]};
     return;
   }
-  float r[4] = {};
-  if (t.residual) unpack_int8(r, __ldg(static_cast<const int*>(o.r) + at));
+  signed char r[4] = {};
+  if (t.residual) {
+    const int word = __ldg(static_cast<const int*>(o.r) + at);
+    for (int i = 0; i < 4; ++i) r[i] = static_cast<signed char>(word >> 8 * i);
+  }
   // The epilogue of all kernels, reading registers.
   Operands near;
-  near.m = own.m, near.b = own.b, near.slopes = own.slopes;
+  near.m = own.m, near.b = own.b, near.slopes = own.slopes, near.r = r;
   near.m_r = &own.m_r, near.z_r = &own.z_r, near.lower = &own.lower, near.upper = &own.upper;
   near.m_y = &own.m_y, near.b_y = &own.b_y;
   float y[4];
-  for (int i = 0; i < 4; ++i) {
-    const float sum = kWholeSums ? from_whole(acc[i]) : __int2float_rn(acc[i]);
-    y[i] = epilogue<float>(t, near, sum, r[i], i);
-  }
+  for (int i = 0; i < 4; ++i) y[i] = epilogue<float>(t, near, acc[i], i, i);
   if (t.out == kInt8) {
-    static_cast<int*>(o.out)[at] = pack_int8(t, y);
+    static_cast<int*>(o.out)[at] = pack_int8(y);
   } else if (t.out == kFloat32) {
     static_cast<float4*>(o.out)[at] = {y[0], y[1], y[2], y[3]};
   } else {
@@ -204,9 +199,6 @@ __device__ void tiled(const Operands& o) {
   const Channels own = load_channels(o, word);
   int first[4] = {};
   if (kParams.offset == kPerChannel) load4(first, o.z, word);
-  if (kWholeSums) {
-    for (int i = 0; i < 4; ++i) first[i] += kWholeBits;
-  }
 
   int sums[kRows][kCols][4];
 #pragma unroll

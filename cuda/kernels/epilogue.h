@@ -26,25 +26,6 @@ __device__ float element(const void* values, int index) {
   return static_cast<const float*>(values)[index];
 }
 
-// Conversions between ints and floats take an SM several times as long as additions, so kernels do
-// without: floats near 1.5 * 2^23 are whole, and an int of up to 22 bits that is added to the bits
-// of that number is added to its value.
-constexpr int kWholeBits = 0x4b400000, kMostWhole = 1 << 22;
-constexpr float kWhole = 12582912.0f;
-
-// What was added to kWholeBits.
-__device__ float from_whole(int bits) { return __fsub_rn(__int_as_float(bits), kWhole); }
-
-// The signed bytes of a word.
-__device__ void unpack_int8(float (&to)[4], int word) {
-  constexpr int kBits = 0x4b000000;  // of 2^23
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    to[i] = __fsub_rn(__int_as_float(__byte_perm(word ^ 0x80808080, kBits, 0x7540 + i)),
-                      8388608.0f + 128.0f);
-  }
-}
-
 __device__ float hard_sigmoid(float y) {
   return fminf(fmaxf(__fmaf_rn(y, 1.0f / 6, 0.5f), 0.0f), 1.0f);
 }
@@ -88,20 +69,21 @@ __device__ float activate(const ConvParams& t, const Operands& o, float y, int c
   }
 }
 
-__device__ float add_residual(const ConvParams& t, const Operands& o, float y, float residual) {
+__device__ float add_residual(const ConvParams& t, const Operands& o, float y, long long at) {
   if (!t.residual) return y;
-  if (t.residual_zero_point) residual = __fsub_rn(residual, scalar(o.z_r));
-  return __fmaf_rn(residual, scalar(o.m_r), y);
+  float steps = __int2float_rn(static_cast<const signed char*>(o.r)[at]);
+  if (t.residual_zero_point) steps = __fsub_rn(steps, scalar(o.z_r));
+  return __fmaf_rn(steps, scalar(o.m_r), y);
 }
 
-// The output before it is rounded, of its sum and the residual that is added.
+// The output before it is rounded. `at` is its index in [N, P, Q, K], `acc` its sum.
 template <typename Real>
-__device__ float epilogue(const ConvParams& t, const Operands& o, float sum, float residual,
-                          int channel) {
-  float y = __fmaf_rn(sum, element(o.m, channel), element(o.b, channel));
-  if (!t.activation_first) y = add_residual(t, o, y, residual);
+__device__ float epilogue(const ConvParams& t, const Operands& o, int acc, int channel,
+                          long long at) {
+  float y = __fmaf_rn(__int2float_rn(acc), element(o.m, channel), element(o.b, channel));
+  if (!t.activation_first) y = add_residual(t, o, y, at);
   y = activate<Real>(t, o, y, channel);
-  if (t.activation_first) y = add_residual(t, o, y, residual);
+  if (t.activation_first) y = add_residual(t, o, y, at);
   if (t.requantize) y = __fmaf_rn(y, scalar(o.m_y), scalar(o.b_y));
   return y;
 }
@@ -125,36 +107,20 @@ __device__ unsigned short to_float16(float y) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(y));
   return bits;
 }
+// Rounded and saturated as `to_int8` does it, four in a word.
+__device__ int pack_int8(const float (&y)[4]) {
+  int word;
+  asm("{\n"
+      "  .reg .b32 upper;\n"
+      "  cvt.pack.sat.s8.s32.b32 upper, %4, %3, 0;\n"
+      "  cvt.pack.sat.s8.s32.b32 %0, %2, %1, upper;\n"
+      "}"
+      : "=r"(word)
+      : "r"(__float2int_rn(y[0])), "r"(__float2int_rn(y[1])), "r"(__float2int_rn(y[2])),
+        "r"(__float2int_rn(y[3])));
+  return word;
+}
 #endif  // else whoever compiles this for the host says how
-
-// Whether an activation comes last, so that the output is a number within its bounds.
-__device__ constexpr bool ends_with(const ConvParams& t, int activation) {
-  return t.activation == activation && !t.activation_first && !t.requantize;
-}
-
-// Bounds of clip within int8's, which it then needn't be held to again.
-__device__ void tighten(const ConvParams& t, float& lower, float& upper) {
-  if (t.out != kInt8 || !ends_with(t, kClip)) return;
-  lower = fminf(fmaxf(lower, -128.0f), 127.0f);  // NaN bounds nothing
-  upper = fmaxf(fminf(upper, 127.0f), -128.0f);
-}
-
-// Rounded and saturated as `to_int8` does it, four in a word. Bounds of clip are tightened.
-__device__ int pack_int8(const ConvParams& t, const float (&y)[4]) {
-  int bits[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float value = y[i];
-    if (ends_with(t, kRelu)) {
-      value = fminf(value, 127.0f);
-    } else if (!ends_with(t, kClip)) {
-      value = value == value ? fminf(fmaxf(value, -128.0f), 127.0f) : 0.0f;
-    }
-    bits[i] = __float_as_int(__fadd_rn(value, kWhole));
-  }
-  return __byte_perm(__byte_perm(bits[0], bits[1], 0x40), __byte_perm(bits[2], bits[3], 0x40),
-                     0x5410);
-}
 
 // Stores the output of a sum.
 template <typename Real>
@@ -164,9 +130,7 @@ __device__ void finish(const ConvParams& t, const Operands& o, int acc, int chan
     static_cast<int*>(o.out)[at] = acc;
     return;
   }
-  const float residual =
-      t.residual ? __int2float_rn(static_cast<const signed char*>(o.r)[at]) : 0.0f;
-  const float y = epilogue<Real>(t, o, __int2float_rn(acc), residual, channel);
+  const float y = epilogue<Real>(t, o, acc, channel, at);
   switch (t.out) {
     case kInt8:
       static_cast<signed char*>(o.out)[at] = to_int8(y);

@@ -31,9 +31,6 @@ constexpr int kTermsStride = kTerms + 16, kColsStride = kCols + 16;
 constexpr int kPixels = kParams.n * kParams.out_size[0] * kParams.out_size[1] * kParams.out_size[2];
 constexpr int kWarpRows = 32;
 constexpr int kDown = kWarpRows / 16, kAcross = kWarpCols / 8;  // products of a warp's tile
-// Whether sums start at kWholeBits, which makes floats of them: where they have few enough bits,
-// products of a zero point's included.
-constexpr bool kWholeSums = (kParams.offset ? 255 : 128) * 128 * kParams.c <= kMostWhole;
 
 // Bytes that rows of so many are copied by at a time: where each row starts, they are aligned.
 __device__ constexpr int chunk_of(int bytes) {
@@ -137,7 +134,6 @@ __device__ Scalars load_scalars(const Operands& o) {
   if (kParams.residual_zero_point) to.z_r = scalar(o.z_r);
   if (kParams.activation == kClip) to.lower = scalar(o.lower), to.upper = scalar(o.upper);
   if (kParams.requantize) to.m_y = scalar(o.m_y), to.b_y = scalar(o.b_y);
-  tighten(kParams, to.lower, to.upper);
   return to;
 }
 
@@ -181,25 +177,22 @@ __device__ void finish_tile(const Scalars& own, const int (&sums)[kDown][kAcross
     for (int down = 0; down < kDown; ++down) {
       signed char* const upper = places + down * 16 * kColsStride + across * 8;
       signed char* const lower = upper + 8 * kColsStride;
-      float r[4] = {};
+      signed char r[4] = {};
       if (kParams.residual) {
-        const unsigned pairs[] = {*reinterpret_cast<unsigned short*>(upper),
-                                  *reinterpret_cast<unsigned short*>(lower)};
-        unpack_int8(r, static_cast<int>(pairs[0] | pairs[1] << 16));
+        const short pairs[] = {*reinterpret_cast<short*>(upper), *reinterpret_cast<short*>(lower)};
+        for (int i = 0; i < 4; ++i) r[i] = static_cast<signed char>(pairs[i / 2] >> 8 * (i % 2));
       }
       // The epilogue of all kernels, reading registers.
       Operands near;
-      near.m = m, near.b = b, near.slopes = slopes;
+      near.m = m, near.b = b, near.slopes = slopes, near.r = r;
       near.m_r = &own.m_r, near.z_r = &own.z_r, near.lower = &own.lower, near.upper = &own.upper;
       near.m_y = &own.m_y, near.b_y = &own.b_y;
       float y[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int bits = sums[down][across][i];
-        const float sum = kWholeSums ? from_whole(bits) : __int2float_rn(bits);
-        y[i] = epilogue<float>(kParams, near, sum, r[i], i % 2);
+        y[i] = epilogue<float>(kParams, near, sums[down][across][i], i % 2, i);
       }
-      const int word = pack_int8(kParams, y);
+      const int word = pack_int8(y);
       *reinterpret_cast<short*>(upper) = static_cast<short>(word);
       *reinterpret_cast<short*>(lower) = static_cast<short>(word >> 16);
     }
@@ -253,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
     for (int i = 0; i < kDown * kAcross * 4; ++i) {
       const int own_col = col + i / 4 % kAcross * 8 + lane % 4 * 2 + i % 2;
       sums[i / 4 / kAcross][i / 4 % kAcross][i % 4] =
-          (kParams.offset == kPerChannel ? z[own_col] : 0) + (kWholeSums ? kWholeBits : 0);
+          kParams.offset == kPerChannel ? z[own_col] : 0;
     }
     const int half = tile % 2;
     sum_up(sums, shared_bytes() + kInputs + (half * kRows + row) * kTermsStride, w);
@@ -262,7 +255,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
                 col + lane % 4 * 2);
     __syncthreads();
     store_tile(o, tile, channel, places);
-    __syncthreads();
+    // Residuals are copied over what is stored here; inputs and outputs are already told apart.
+    if (kParams.residual) __syncthreads();
   }
 }
 

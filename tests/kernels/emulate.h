@@ -72,7 +72,6 @@ T __ldg(const T* from) {
 
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __int2float_rn(int a) { return static_cast<float>(a); }
@@ -81,8 +80,6 @@ inline int __float2int_rn(float a) {
   if (a >= 0x1p31f) return INT_MAX;
   return a < -0x1p31f ? INT_MIN : static_cast<int>(std::nearbyint(a));
 }
-inline float __int_as_float(int a) { return std::bit_cast<float>(a); }
-inline int __float_as_int(float a) { return std::bit_cast<int>(a); }
 inline float __uint_as_float(unsigned a) { return std::bit_cast<float>(a); }
 
 inline int __dp4a(int a, int b, int sum) {
@@ -115,6 +112,14 @@ inline unsigned short narrowed(float y, int exponent, int mantissa) {
 }
 inline unsigned short to_bfloat16(float y) { return narrowed(y, 8, 7); }
 inline unsigned short to_float16(float y) { return narrowed(y, 5, 10); }
+inline int pack_int8(const float (&y)[4]) {
+  unsigned word = 0;
+  for (int i = 0; i < 4; ++i) {
+    const int value = std::min(std::max(__float2int_rn(y[i]), -128), 127);
+    word |= (static_cast<unsigned>(value) & 0xff) << 8 * i;
+  }
+  return word;
+}
 
 template <typename Kernel>
 void run_thread(Kernel kernel, Index blocks, unsigned threads, Index block, unsigned thread) {
