@@ -1,11 +1,11 @@
 """A small model of the hardware: which plan an untuned convolution should get.
 
-A kernel of cuDNN's computes the output in tiles of so many pixels and channels, in steps of so
-many bytes of the reduction. Tiles are dealt out to the multiprocessors, each with room for so many
+A kernel computes the output in tiles of so many pixels and channels, in steps of so many bytes of
+the reduction. Tiles are dealt out to the multiprocessors, each with room for so many
 of them, in waves: ``waves = ceil(tiles / places)``, of which the last may be partly empty. A
 configuration's time is a sum of what it does in every wave, for every tile, and for every byte
 (`features`); its coefficients are fitted on tuned plans (tests/bench/fit_model.py). Tile sizes are
-part of the names of cuDNN's kernels.
+part of the names of cuDNN's kernels, and of the plans of this package's 1x1 kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 from importlib import resources
 from typing import Any
 
+from jax_qconv import _native
 from jax_qconv._problem import Problem
 
 FORMAT = 1
@@ -24,6 +25,9 @@ HOPPER_STEP = 16
 """Input channels that the Hopper engine wants a multiple of."""
 AMPERE_END = 64
 """Input channels from which on the older engine was never the fastest."""
+
+POINTWISE, POINTWISE_STEP = "pointwise:0", 32
+"""This package's kernel, and the channels of its products."""
 
 
 def rank(problem: Problem, compute_capability: int) -> dict[str, float]:
@@ -41,12 +45,29 @@ def rank_by(model: dict[str, Any], problem: Problem) -> dict[str, float]:
         return {}
     channels = problem.x_shape[3]
     suits = {HOPPER: channels % HOPPER_STEP == 0, AMPERE: channels < AMPERE_END}
+    known = model["configurations"]
     estimates = {
-        name: estimate(problem, configuration)
-        for name, configuration in model["configurations"].items()
-        if suits[name.rpartition(":")[0]]
+        name: estimate(problem, known[name]) for name in known if suits.get(name.rpartition(":")[0])
     }
+    for plan in _native.extension().own_plans(str(problem)):
+        name, tile = pointwise_configuration(plan)
+        if name in known:
+            estimates[plan] = estimate(problem, known[name] | {"tile": tile})
     return dict(sorted(estimates.items(), key=lambda item: item[1]))
+
+
+def pointwise_configuration(plan: str) -> tuple[str, list[int]]:
+    """The name of a plan of the 1x1 kernel without its channels, which few problems share.
+
+    Returns:
+        That name, and the tile as `features` takes it: of all the tiles that a block makes.
+    """
+    engine, _, knobs = plan.rpartition(":")
+    if engine != POINTWISE:
+        return plan, []
+    sizes = {name: int(size) for name, size in (knob.split("=") for knob in knobs.split(","))}
+    name = f"{POINTWISE}:rows={sizes['rows']},run={sizes['run']}"
+    return name, [sizes["rows"] * sizes["run"], sizes["cols"], POINTWISE_STEP]
 
 
 def estimate(problem: Problem, configuration: dict[str, Any]) -> float:

@@ -72,8 +72,9 @@ def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: b
     In order: the plan named by the caller; for the GPU of `target` or else the local one, unless
     ``autotune`` is ``"off"``, a stored plan (the user's, or the package's table); with ``"on"``,
     the best of a search made now, on a local GPU; the package's plan for the same convolution with
-    another epilogue; what the model of the hardware picks; `DEFERRED`, what engines suggest, tried where the call first runs. All but the caller's are
-    verified before they run, and replaced if they aren't exact.
+    another epilogue; what the model of the hardware picks; `DEFERRED`, what engines suggest, tried
+    where the call first runs. All but the caller's are verified before they run, and replaced if
+    they aren't exact.
     """
     if plan is not None:
         return _native.extension().parse_plan(plan)
@@ -98,8 +99,8 @@ def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: b
         best = None if similar is None or not _can_run(similar.plan, problem) else similar.plan
     if best is not None and (best.startswith(CUDNN) or not cudnn_only):
         return best
-    # The model knows cuDNN's plans only.
-    return next(iter(_plan_model.rank(problem, on.compute_capability)), deferred)
+    ranked = _plan_model.rank(problem, on.compute_capability)
+    return next((plan for plan in ranked if plan.startswith(CUDNN) or not cudnn_only), deferred)
 
 
 def _can_run(plan: str, problem: Problem) -> bool:

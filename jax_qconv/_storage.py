@@ -56,12 +56,12 @@ def pad_to(node: ConvNode, fine: frozenset[int]) -> tuple[int | None, int | None
     *_, per_group, k = node.info.weight_shape
     c = per_group * node.info.groups
     return (
-        _fewer(c) if node.x in fine else None,
-        _fewer(k) if node.out in fine else None,
+        fine_channels(c) if node.x in fine else None,
+        fine_channels(k) if node.out in fine else None,
     )
 
 
-def _fewer(channels: int) -> int | None:
-    """Stored channels; None for the rule's."""
+def fine_channels(channels: int) -> int | None:
+    """How many are stored for ``channels`` of fine values; None for as many as by the rule."""
     wasted = padded_channels(channels) / channels - 1
     return math.ceil(channels / STEP) * STEP if wasted > WASTE and channels > 2 * STEP else None

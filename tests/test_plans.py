@@ -296,6 +296,52 @@ def test_the_model_passes_over_what_it_does_not_know(fields):
     assert _plan_model.rank(made, 90) == {}
 
 
+OWN = "pointwise:0:rows=64,cols=64,run=1"
+
+
+def pointwise_problem(**fields):
+    fields = {"activation": "relu", "padding": "VALID", "out_dtype": "int8"} | fields
+    return Problem.make(
+        x_shape=(8, 56, 56, 64),
+        w_shape=(64, 1, 1, 64),
+        strides=(1, 1),
+        dilation=(1, 1),
+        groups=1,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "plan"),
+    [
+        ({}, OWN),
+        ({"activation": "clip"}, OWN),
+        ({"activation": "prelu", "offset": "channel", "requantize": True}, OWN),
+        ({"activation": "silu"}, MODELLED),
+        ({"residual": True}, MODELLED),
+        ({"out_dtype": "float32"}, MODELLED),
+        ({"padding": ((1, 1), (0, 0))}, MODELLED),
+    ],
+    ids=["same", "clip", "prelu", "not-by-this-kernel", "residual", "floats", "another-output"],
+)
+def test_another_epilogue_gets_the_plan_of_the_shipped_convolution(gpu, monkeypatch, fields, plan):
+    plans = {str(pointwise_problem()): {"plan": OWN, "us": 9.0}}
+    monkeypatch.setattr(_plan_store, "shipped", lambda: (_plan_store.Table(TARGET, plans),))
+    assert _plans.plan_for(pointwise_problem(**fields), None, "cached") == plan
+    assert _plans.plan_for(pointwise_problem(**fields), None, "off") == MODELLED
+    only = _plans.plan_for(pointwise_problem(**fields), None, "cached", cudnn_only=True)
+    assert only == MODELLED
+
+
+def test_the_model_knows_the_kernel_of_1x1_convolutions():
+    plans = _native.extension().own_plans(str(pointwise_problem()))
+    configuration = {"places": 132, "us": [1.0] + [0.0] * 11}
+    model = {"configurations": {_plan_model.pointwise_configuration(plans[0])[0]: configuration}}
+    ranked = _plan_model.rank_by(model, pointwise_problem())
+    assert ranked and set(ranked) <= set(plans) and plans[0] in ranked
+    assert not _plan_model.rank_by(model, pointwise_problem(activation="silu"))
+
+
 def lower_depthwise(**engine):
     packed = prepack(np.ones((3, 3, 1, 64), np.float32), groups=64)
     packed = packed.bind(x_scale=1.0, out_scale=1.0)

@@ -25,7 +25,7 @@ from bench.timing import GRAPH
 
 METHOD = f"""\
 {nets.METHOD} int8_merged has depthwise channels merged into dense blocks of up to
-{MERGED_CHANNELS}; int8_steps_of_16 has more than 32 channels padded to multiples of 16, not 64;
+{MERGED_CHANNELS}; int8_coarse has channels padded by the rule of prepack, which sees one layer;
 with _shifts, JAX's depthwise convolutions are sums of shifted images, each one loop of XLA's.
 bf16 is compared by the fastest of its ways."""
 
@@ -46,7 +46,7 @@ NETS: nets.Systems = {
     "bf16_graph": lambda n: _bf16(n, shifts=False, graph=GRAPH),
     "bf16_shifts": lambda n: _bf16(n, shifts=True, graph=None),
     "bf16_shifts_graph": lambda n: _bf16(n, shifts=True, graph=GRAPH),
-    "int8_steps_of_16": lambda n: Net(int8_net(step=16), images(n)),
+    "int8_coarse": lambda n: Net(int8_net(fine=False), images(n)),
     "int8_merged": lambda n: Net(int8_net(merged=MERGED_CHANNELS), images(n)),
     "int8_without_graph": lambda n: Net(int8_net(), images(n), graph=""),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from bench.efficientnet_net import CLASSES, CONVS, Conv, forward
 
 import jax_qconv
 from jax_qconv import _groups
-from jax_qconv._spec import padded_channels
+from jax_qconv._storage import fine_channels
 
 OUT_SCALE = 0.05
 
@@ -31,11 +30,11 @@ def _weights() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], jax.Array]:
     return convs, jnp.asarray(rng.normal(0, 0.03, (CONVS[-1].k, CLASSES)), jnp.bfloat16)
 
 
-def int8_net(*, merged: int | None = None, step: int | None = None) -> tuple[Any, Any]:
+def int8_net(*, merged: int | None = None, fine: bool = True) -> tuple[Any, Any]:
     """int8 between all layers, as a user would write it: bound packs, residuals as QTensors.
 
     With ``merged``, depthwise channels are merged into dense blocks of at most so many. With
-    ``step``, more than 32 channels are padded to a multiple of it.
+    ``fine``, channels are padded as `quantize_model` does it, else by the rule of `prepack`.
     """
     weights, dense = _weights()
     packed = {
@@ -46,7 +45,7 @@ def int8_net(*, merged: int | None = None, step: int | None = None) -> tuple[Any
             padding="SAME",
             groups=conv.groups,
             merge_groups=_largest_merge(conv, merged),
-            pad_to=None if step is None or conv.name == "stem" else _padded(conv, step),
+            pad_to=(fine_channels(conv.c), fine_channels(conv.k)) if fine else None,
         ).bind(
             x_scale=OUT_SCALE,
             out_scale=OUT_SCALE,
@@ -80,12 +79,6 @@ def _largest_merge(conv: Conv, most: int | None) -> int | None:
         return None
     merges = _groups.allowed_merges(conv.c, conv.k, conv.groups)
     return max(merge for merge in merges if merge <= most)
-
-
-def _padded(conv: Conv, step: int) -> tuple[int, int]:
-    return tuple(
-        padded_channels(n) if n <= 32 else math.ceil(n / step) * step for n in (conv.c, conv.k)
-    )
 
 
 def bf16_net(*, shifts: bool = False) -> tuple[Any, Any]:

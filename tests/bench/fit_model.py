@@ -35,25 +35,38 @@ TILES_PER_SM = (1, 2, 3, 4)
 def fit(rows: list[dict[str, Any]], tiles: dict[str, list[int]], sms: int) -> dict[str, Any]:
     """The model of the times of each configuration."""
     configurations = {}
-    for name, tile in tiles.items():
-        timed = [
-            (Problem.parse(row["problem"]), row["us"][name]) for row in rows if name in row["us"]
-        ]
+    for name, timed in _by_configuration(rows, tiles).items():
         if len(timed) < LEAST_SAMPLES:
             continue
-        fits = [_coefficients(timed, tile, sms * resident) for resident in TILES_PER_SM]
+        fits = [_coefficients(timed, sms * resident) for resident in TILES_PER_SM]
         best = min(range(len(fits)), key=lambda index: fits[index][0])
         us = [float(f"{c:.5g}") for c in fits[best][1]]
-        configurations[name] = {"tile": tile, "places": sms * TILES_PER_SM[best], "us": us}
+        configurations[name] = {"places": sms * TILES_PER_SM[best], "us": us}
+        if name in tiles:
+            configurations[name]["tile"] = tiles[name]
     return {"format": _plan_model.FORMAT, "configurations": configurations}
 
 
-def _coefficients(
-    timed: list[tuple[Problem, float]], tile: list[int], places: int
-) -> tuple[float, np.ndarray]:
+Timed = list[tuple[Problem, list[int], float]]
+"""Problems, with the tile and the microseconds of a configuration."""
+
+
+def _by_configuration(rows: list[dict[str, Any]], tiles: dict[str, list[int]]) -> dict[str, Timed]:
+    found: dict[str, Timed] = {}
+    for row in rows:
+        problem = Problem.parse(row["problem"])
+        for plan, us in row["us"].items():
+            name, tile = _plan_model.pointwise_configuration(plan)
+            tile = tile or tiles.get(name)
+            if tile:
+                found.setdefault(name, []).append((problem, tile, us))
+    return found
+
+
+def _coefficients(timed: Timed, places: int) -> tuple[float, np.ndarray]:
     """The median relative error of the best coefficients, none of them negative."""
-    found = np.array([_plan_model.features(problem, tile, places) for problem, _ in timed])
-    us = np.array([time for _, time in timed])
+    found = np.array([_plan_model.features(problem, tile, places) for problem, tile, _ in timed])
+    us = np.array([time for *_, time in timed])
     # Divided by the time, for what counts is the relative error; and times that are far off, which
     # something else on the machine may have disturbed, count less and less.
     weights, errors, coefficients = np.ones(len(us)), np.zeros(len(us)), np.zeros(0)

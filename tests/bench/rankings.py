@@ -6,8 +6,8 @@
 
 Goes on where the user's store of plans ends. With --like, only the plans are tried that were the
 fastest on another GPU of the same architecture, and those of this package's kernels. Writes
-rankings.json, the time of every exact plan that was tried, and the table of the fastest ones that
-comes with the package.
+rankings.json, the time of every exact plan that was tried (added to those that are in it from the
+same GPU model and cuDNN), and the table of the fastest ones that comes with the package.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pathlib
 import random
 import sys
 import time
+from typing import Any
 
 if __name__ == "__main__":
     # In place of this folder, whose `layers` is another file than that of the tests.
@@ -113,24 +114,30 @@ def write(
 ) -> None:
     """rankings.json and the table."""
     entries = [e for e in _plan_store.entries() if e.target == target]
-    rows = [
-        {
-            "problem": entry.problem,
-            "split": "held out" if entry.problem in held_out else "table",
-            "us": {row["plan"]: round(row["us"], 3) for row in entry.ranking if row["us"]},
-            "wrong": [
-                row["plan"] for row in entry.ranking if "wrong results" in (row["rejected"] or "")
-            ],
-        }
-        for entry in entries
-    ]
-    lines = ",\n".join(map(json.dumps, rows))
+    rows = _earlier(out / "rankings.json", target)
+    for entry in entries:
+        split = "held out" if entry.problem in held_out else "table"
+        row = rows.setdefault(entry.problem, {"problem": entry.problem, "split": split, "us": {}})
+        us = row["us"] | {r["plan"]: round(r["us"], 3) for r in entry.ranking if r["us"]}
+        row["us"] = dict(sorted(us.items(), key=lambda item: item[1]))
+        wrong = [r["plan"] for r in entry.ranking if "wrong results" in (r["rejected"] or "")]
+        row["wrong"] = list(dict.fromkeys([*row.get("wrong", []), *wrong]))
+    lines = ",\n".join(map(json.dumps, rows.values()))
     head = {"gpu": target.gpu, "cudnn": target.cudnn, "commit": commit(), "failed": failed}
     head["date"] = max(entry.date for entry in entries)
     out.mkdir(parents=True, exist_ok=True)
     (out / "rankings.json").write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
     table = [entry for entry in entries if entry.problem not in held_out]
     _plan_store.export(out / "plans.json", table)
+
+
+def _earlier(path: pathlib.Path, target: _plan_store.Target) -> dict[str, dict[str, Any]]:
+    """The rows that a file has of a target, by problem."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    same = found["gpu"], found["cudnn"]
+    return {r["problem"]: r for r in found["rows"]} if same == (target.gpu, target.cudnn) else {}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ RIVALS = {
 NETS = {
     "int8": "jax_qconv, int8",
     "int8_constants": "jax_qconv, int8, weights as constants",
-    "int8_steps_of_16": "jax_qconv, int8, channels in steps of 16",
+    "int8_coarse": "jax_qconv, int8, channels padded by prepack's rule",
     "int8_without_graph": "jax_qconv, int8, without CUDA graphs",
     "int8_merged": "jax_qconv, int8, depthwise channels in dense blocks",
     "bf16": "JAX bf16",
