@@ -4,10 +4,11 @@
     python tests/bench/rankings.py --out tests/bench/results/h100 \\
         --like tests/bench/results/h200/rankings.json --top 5
 
-Goes on where the user's store of plans ends. With --like, only the plans are tried that were the
-fastest on another GPU of the same architecture, and those of this package's kernels. Writes
-rankings.json, the time of every exact plan that was tried (added to those that are in it from the
-same GPU model and cuDNN), and the table of the fastest ones that comes with the package.
+Goes on where the user's store of plans ends; with --missing, what the package's table has is left
+out. With --like, only the plans are tried that were the fastest on another GPU of the same
+architecture, and those of this package's kernels. Writes rankings.json, the time of every exact
+plan that was tried (added to those that are in it from the same GPU model and cuDNN), and the table
+of the fastest ones that comes with the package.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pathlib
 import random
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 if __name__ == "__main__":
@@ -32,10 +34,15 @@ from tqdm import tqdm
 from jax_qconv import _native, _plan_store, _plans, _tune, _tuning
 from jax_qconv._networks import NETWORKS, Layer
 from jax_qconv._problem import Problem
+from jax_qconv._spec import padded_channels
+from jax_qconv._storage import fine_channels
 
 BATCHES = (128, 1, 32, 8)
 TABLE = ("resnet50", "resnet50_plain", "resnet18", "mobilenet_v2", "efficientnet_lite0", "vgg16")
 TABLE += ("unet",)
+FINE = ("mobilenet_v2", "efficientnet_lite0")
+"""Networks of 1x1 and depthwise convolutions alone, but for the first layer."""
+
 HELD_OUT = "yolov8s"
 """The network that neither the table nor the model is made from, beside `odd_layers`."""
 
@@ -59,14 +66,23 @@ def odd_layers(count: int = 48, seed: int = 0) -> list[tuple[Layer, int]]:
 def problems() -> tuple[list[Problem], list[Problem]]:
     """Those of the table, and those held out."""
     table = [
-        _tune.layer_problem(layer, batch)
+        _tune.layer_problem(layer, batch, pad_to=pad_to)
         for batch, name in itertools.product(BATCHES, TABLE)
         for layer in NETWORKS[name]
+        for pad_to in (None, *_fine(name, layer))
     ]
     others = [(layer, batch) for batch in BATCHES for layer in NETWORKS[HELD_OUT]] + odd_layers()
     held_out = [_tune.layer_problem(layer, batch) for layer, batch in others]
     known = set(table)
     return list(dict.fromkeys(table)), [p for p in dict.fromkeys(held_out) if p not in known]
+
+
+def _fine(name: str, layer: Layer) -> Iterator[tuple[int, int]]:
+    """The channels that `quantize_model` stores, where `prepack` by its rule doesn't."""
+    channels = fine_channels(layer.c), fine_channels(layer.k)
+    if name in FINE and any(channels):
+        c, k = channels
+        yield c or padded_channels(layer.c), k or padded_channels(layer.k)
 
 
 def main() -> None:
@@ -75,12 +91,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--like", type=pathlib.Path, help="rankings.json of another GPU")
     parser.add_argument("--top", type=int, default=5, help="so many of its plans are tried")
+    parser.add_argument("--missing", action="store_true", help="what the table lacks only")
     parser.add_argument("--workers", type=int, help="processes")
     args = parser.parse_args()
     device = jax.local_devices(backend="cuda")[0].local_hardware_id
     target = _plans.target_of(device)
     table, held_out = problems()
     known = {e.problem for e in _plan_store.entries() if e.target == target}
+    known |= _shipped(target).keys() if args.missing else set()
     rows = json.loads(args.like.read_text())["rows"] if args.like else []
     own_plans = _native.extension().own_plans
     only = {
@@ -127,8 +145,14 @@ def write(
     head["date"] = max(entry.date for entry in entries)
     out.mkdir(parents=True, exist_ok=True)
     (out / "rankings.json").write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
-    table = [entry for entry in entries if entry.problem not in held_out]
-    _plan_store.export(out / "plans.json", table)
+    table = _shipped(target) | {e.problem: e for e in entries if e.problem not in held_out}
+    _plan_store.export(out / "plans.json", table.values())
+
+
+def _shipped(target: _plan_store.Target) -> dict[str, _plan_store.Entry]:
+    """The plans that the package has for a target, by problem."""
+    tables = [table for table in _plan_store.shipped() if table.target == target]
+    return {entry.problem: entry for table in tables for entry in table.entries()}
 
 
 def _earlier(path: pathlib.Path, target: _plan_store.Target) -> dict[str, dict[str, Any]]:
