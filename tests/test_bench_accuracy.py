@@ -40,7 +40,7 @@ def case(bench):
         return {"same_top1": int(same)}
 
     folds = [nets.Fold([batches[0]], batches)]
-    return nets.Case("Tiny", project, weights, folds, "8 rows", figures, {"same_top1": 7})
+    return nets.Case("Tiny", project, [weights], folds, "8 rows", figures, {"same_top1": 7})
 
 
 def test_one_network_is_measured_again_and_the_others_stay(bench, case, monkeypatch, tmp_path):
@@ -58,6 +58,17 @@ def test_one_network_is_measured_again_and_the_others_stay(bench, case, monkeypa
     assert {"commit", "date", "jax", "device", "seconds"} <= found["tiny"].keys()
     text = accuracy_section.section({"tiny": found["tiny"]}, "accuracy.json")
     assert "| Tiny | 8 rows | top-1 as in float32 | ≥ 7 |" in text
+
+
+def test_trainings_are_judged_each_and_by_their_mean(bench, case, monkeypatch):
+    accuracy = bench("accuracy")
+    monkeypatch.setattr(accuracy, "OPTIONS", {"symmetric": {"observer": "absmax"}})
+    (weights,) = case.weights
+    backwards = {"a": weights["a"], "b": -weights["b"]}
+    alone = [accuracy.measure(case._replace(weights=[w])) for w in (weights, backwards)]
+    found = accuracy.measure(case._replace(weights=[weights, backwards]))["symmetric"]
+    assert found["of_each"] == [one["symmetric"] for one in alone]
+    assert found["same_top1"] == sum(one["same_top1"] for one in found["of_each"]) / 2
 
 
 def test_options_and_goals_have_their_place_in_the_readme(bench):

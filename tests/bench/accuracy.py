@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import statistics
 import sys
 import tempfile
 import time
@@ -45,8 +46,14 @@ def measure(case: Case) -> dict[str, Any]:
     start, found = time.perf_counter(), {}
     for name, options in OPTIONS.items():
         chosen = {**options, **case.fixed}
-        made = compare(case.function, case.weights, case.folds, progress=False, **chosen)
-        found[name] = case.figures(made.in_float, made.in_int8)
+        each = []
+        for weights in case.weights:
+            made = compare(case.function, weights, case.folds, progress=False, **chosen)
+            each.append(case.figures(made.in_float, made.in_int8))
+        found[name] = each[0]
+        if len(each) > 1:
+            means = {key: statistics.fmean(one[key] for one in each) for key in each[0]}
+            found[name] = means | {"of_each": each}
         print(case.title, name, found[name], flush=True)
     return {
         "title": case.title,

@@ -38,7 +38,7 @@ class Case(NamedTuple):
     Attributes:
         title: what it is called in README.md.
         function: from ``weights`` and a batch to an array.
-        weights: a pytree of float arrays.
+        weights: of each training a pytree of float arrays.
         folds: batches that are shown, and others that are judged.
         judged: how many there are of what.
         figures: of the outputs in float32 and in int8, by names of `accuracy_section.MEASURES`.
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
     title: str
     function: Callable[..., Any]
-    weights: Any
+    weights: list[Any]
     folds: list[Fold]
     judged: str
     figures: Callable[[Outputs, Outputs], dict[str, float]]
@@ -90,7 +90,7 @@ def classifier(
     return Case(
         title=title,
         function=function,
-        weights=weights,
+        weights=[weights],
         folds=_imagenet.quarters(photos, preprocess),
         judged=f"{len(photos)} photos",
         figures=figures,
@@ -107,7 +107,7 @@ def of_pictures(title: str, example: Any, function: Any, folder: pathlib.Path) -
     return Case(
         title=title,
         function=function,
-        weights=example.read_weights(folder),
+        weights=[example.read_weights(folder)],
         folds=[example.read_fold(folder)],
         judged=f"{example.JUDGED} photos",
         figures=figures,
@@ -116,9 +116,14 @@ def of_pictures(title: str, example: Any, function: Any, folder: pathlib.Path) -
 
 
 def of_fashion_mnist(
-    title: str, net: str, seed: int, folder: pathlib.Path, goals: dict[str, float], **fixed: Any
+    title: str,
+    net: str,
+    seeds: Sequence[int],
+    folder: pathlib.Path,
+    goals: dict[str, float],
+    **fixed: Any,
 ) -> Case:
-    """A network of our own, judged by all test photos of Fashion-MNIST."""
+    """A network of our own, trained with some seeds, judged by all test photos of Fashion-MNIST."""
     training, test = (fashion_mnist_data.read_split(folder, name) for name in ("train", "t10k"))
     shown, judged = (
         np.split(fashion_mnist_data.scaled(images), count)
@@ -129,9 +134,9 @@ def of_fashion_mnist(
         return fashion_mnist.figures(test.labels, *map(np.concatenate, (in_float, in_int8)))
 
     return Case(
-        title=f"{title} on Fashion-MNIST, seed {seed}",
+        title=f"{title} on Fashion-MNIST" + (", mean of trainings" if len(seeds) > 1 else ""),
         function=FASHION_MNIST_NETS[net].apply,
-        weights=load_weights(weights_path(FOLDER, net, seed))[0],
+        weights=[load_weights(weights_path(FOLDER, net, seed))[0] for seed in seeds],
         folds=[Fold(shown, judged)],
         judged=f"{len(test.labels):,} photos",
         figures=figures,
@@ -159,7 +164,7 @@ def of_ocr(folder: pathlib.Path) -> Case:
     return Case(
         title="PP-OCR recogniser",
         function=lambda weights, images: ocr.run_float(graph, weights, images).argmax(-1),
-        weights=graph.weights,
+        weights=[graph.weights],
         folds=[Fold(shown, list(judged))],
         judged=f"{len(lines)} lines",
         figures=figures,
@@ -167,7 +172,7 @@ def of_ocr(folder: pathlib.Path) -> Case:
     )
 
 
-RESNET, MOBILENET = ("ResNet-20", "resnet", 0), ("MobileNet", "mobilenet", 0)
+RESNET, MOBILENET = ("ResNet-20", "resnet", (0, 1, 2)), ("MobileNet", "mobilenet", (0,))
 
 NETS: dict[str, Callable[[pathlib.Path], Case]] = {
     "squeezenet": of_squeezenet,
