@@ -1,13 +1,33 @@
 """What tests of the examples share: how to run one, and to read what it prints."""
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DATA_VARIABLE = "JAX_QCONV_EXAMPLE_DATA"
 """Names the folder of the packages that the examples read as data."""
+
+
+def importer(*packages):
+    """A fixture that imports a module of the examples by its name, where they have their packages.
+
+    Args:
+        packages: without one of these, tests are skipped.
+    """
+
+    @pytest.fixture
+    def load(monkeypatch):
+        for package in packages:
+            pytest.importorskip(package)
+        monkeypatch.syspath_prepend(EXAMPLES)
+        return importlib.import_module
+
+    return load
 
 
 def run(*args, timeout=300):

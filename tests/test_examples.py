@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shlex
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from example_runs import DATA_VARIABLE, EXAMPLES, row, run
+from example_runs import DATA_VARIABLE, importer, row, run
 
 from jax_qconv import quantize_model
 
@@ -33,13 +32,7 @@ DOWNLOADS = {
 }
 
 
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a module of the examples by its name."""
-    for package in ("PIL", "h5py"):
-        pytest.importorskip(package)
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
+load = importer("PIL", "h5py")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import os
 import re
@@ -14,20 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_runs import DATA_VARIABLE, EXAMPLES, run
+from example_runs import DATA_VARIABLE, importer, run
 
 ROW = re.compile(
     r"^(resnet|mobilenet), seed \d+ +([\d.]+)% +([\d.]+)% +(-?[\d.]+) +([\d.]+)%", re.M
 )
 
 
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a module of the example by name."""
-    for package in ("flax", "optax", "tqdm"):
-        pytest.importorskip(package)
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
+load = importer("flax", "optax", "tqdm")
 
 
 @pytest.fixture

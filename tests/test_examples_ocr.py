@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_runs import DATA_VARIABLE, EXAMPLES, row, run
+from example_runs import DATA_VARIABLE, importer, row, run
 
 from jax_qconv import quantize_model, report
 
@@ -21,13 +20,7 @@ OCR_WHEEL = "rapidocr-3.10.0-py3-none-any.whl"
 OCR_DOWNLOAD = "python -m pip download --no-deps -d {folder} rapidocr==3.10.0"
 
 
-@pytest.fixture
-def ocr(monkeypatch):
-    """Imports a module of the example by name."""
-    for package in ("PIL", "matplotlib", "onnx", "tqdm"):
-        pytest.importorskip(package)
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
+ocr = importer("PIL", "matplotlib", "onnx", "tqdm")
 
 
 class TestOcr:

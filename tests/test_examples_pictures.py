@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 
 import jax
 import numpy as np
 import pytest
-from example_runs import EXAMPLES
+from example_runs import importer
 
-
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a module of the examples by its name."""
-    for package in ("PIL", "h5py"):
-        pytest.importorskip(package)
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
+load = importer("PIL", "h5py")
 
 
 PARAM = """7767517
