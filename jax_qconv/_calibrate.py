@@ -24,18 +24,17 @@ from jax_qconv._rules import RuleBook
 from jax_qconv._values import Quantisation, Values
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
-    """What was learned of a network.
+    """What was learned of a network. A pytree.
 
     Attributes:
-        networks: what was found in the function, by the shapes of data.
         quantisation: scale and zero point (or None) of each group of int8 values.
         factors: what the channels of equalised values are divided by.
         moments: of the inputs of those layers whose weights or biases are fitted to them, by name.
     """
 
-    networks: dict[Any, Network]
     quantisation: dict[int, Quantisation]
     factors: Factors
     moments: dict[str, Moments]
@@ -49,7 +48,7 @@ def calibrate(
     *,
     equalise: bool,
     progress: bool,
-) -> Calibration:
+) -> tuple[dict[Any, Network], Calibration]:
     """Show a network data, and learn how its int8 values are to be quantised.
 
     Args:
@@ -59,6 +58,9 @@ def calibrate(
         rules: that say what is to be learned.
         equalise: whether channels are equalised across layers.
         progress: whether to show it on stderr.
+
+    Returns:
+        What was found in the function, by the shapes of data; and what was learned.
     """
     networks: dict[Any, Network] = {}
     watches: dict[Any, _Watch] = {}
@@ -103,7 +105,7 @@ def calibrate(
             )
         scale, zero_point = scale_of(seen, asymmetric=rules.asymmetric(maker))
         found[group] = np.asarray(scale), None if zero_point is None else np.asarray(zero_point)
-    return Calibration(networks, found, factors, state.moments)
+    return networks, Calibration(found, factors, state.moments)
 
 
 @jax.tree_util.register_dataclass

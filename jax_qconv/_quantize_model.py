@@ -37,6 +37,7 @@ class QuantizedModel:
             ``"scales"`` and ``"zero_points"`` of values between them, and ``"real"``, parameters
             that are used as they are.
         calibration: what was learned from data.
+        networks: what was found in the function, by the shapes of data.
         parameter_shapes: shapes and dtypes of the float parameters.
         rules: that it was made by.
     """
@@ -44,6 +45,7 @@ class QuantizedModel:
     function: Callable[..., Any]
     params: dict[str, Any]
     calibration: Calibration
+    networks: dict[Any, Network]
     parameter_shapes: Any
     rules: RuleBook
 
@@ -99,8 +101,9 @@ class QuantizedModel:
             "parameters", parameters, self.parameter_shapes, "they are those of another network"
         )
         if not all(map(is_concrete, jax.tree.leaves(parameters))):
-            return self._packed(parameters)[0]
-        packed, finite = jax.jit(self._packed)(parameters)
+            return self._packed(parameters, self.calibration)[0]
+        # As constants of the program, scales would have it compiled again for each of them.
+        packed, finite = jax.jit(self._packed)(parameters, self.calibration)
         for name, good in finite.items():
             if not good:
                 raise ValueError(
@@ -109,18 +112,20 @@ class QuantizedModel:
                 )
         return packed
 
-    def _packed(self, parameters: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    def _packed(
+        self, parameters: Any, calibration: Calibration
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """Packed parameters, and for each layer whether its weights are finite."""
-        network = next(iter(self.calibration.networks.values()))
+        network = next(iter(self.networks.values()))
         graph = network.graph
         leaves = jax.tree.leaves(parameters)
         values = Values(graph, dict(zip(graph.parameters, leaves, strict=True)))
         layers, finite = {}, {}
         for node in network.layers:
             layers[node.name], finite[node.name] = packed_layer(
-                node, network, values, self.calibration, self.rules
+                node, network, values, calibration, self.rules
             )
-        found = {str(group): self.calibration.quantisation[group] for group in network.rescaled}
+        found = {str(group): calibration.quantisation[group] for group in network.rescaled}
         packed = {
             "layers": layers,
             "scales": {key: jnp.float32(scale) for key, (scale, _) in found.items()},
@@ -132,12 +137,12 @@ class QuantizedModel:
     def network(self, *data: Any) -> Network:
         """What was found in the function, for data of these shapes."""
         key = key_of(data)
-        if key not in self.calibration.networks:
+        if key not in self.networks:
             network = analyse(self.function, self.parameter_shapes, data, self.rules)
-            first = next(iter(self.calibration.networks.values()))
+            first = next(iter(self.networks.values()))
             network.check_like(first, jax.tree.map(jnp.shape, data))
-            self.calibration.networks[key] = network
-        return self.calibration.networks[key]
+            self.networks[key] = network
+        return self.networks[key]
 
     def _real(self, network: Network) -> list[tuple[int, str]]:
         names = names_of(self.parameter_shapes, network.graph)
@@ -250,6 +255,8 @@ def quantize_model(
         lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), parameters
     )
     find = functools.partial(analyse, function, shapes, rules=book)
-    calibration = calibrate(find, parameters, batches, book, equalise=equalise, progress=progress)
-    model = QuantizedModel(function, {}, calibration, shapes, book)
+    networks, calibration = calibrate(
+        find, parameters, batches, book, equalise=equalise, progress=progress
+    )
+    model = QuantizedModel(function, {}, calibration, networks, shapes, book)
     return dataclasses.replace(model, params=model.pack(parameters))

@@ -89,7 +89,7 @@ def sensitivity(
         node.name: _with_float_output(model.params["layers"][node.name], dtype)
         for node, dtype in _layers(model)
     }
-    names = _names(next(iter(model.calibration.networks.values())))
+    names = _names(next(iter(model.networks.values())))
     count = 0
 
     def of_batch(data: tuple[Any, ...]) -> dict[str, Sums]:
@@ -114,7 +114,7 @@ def sensitivity(
 
 def _layers(model: QuantizedModel) -> Iterator[tuple[ConvNode, Any]]:
     """Those of the network, and the dtypes of their float outputs."""
-    network = next(iter(model.calibration.networks.values()))
+    network = next(iter(model.networks.values()))
     for node in network.layers:
         yield node, network.graph.avals[node.out].dtype
 
