@@ -1,4 +1,4 @@
-"""What holds for every test: strict promotion, the CPU, virtual devices, a cache of its own."""
+"""What holds for every test: strict promotion, the CPU, virtual devices, caches of its own."""
 
 import os
 import pathlib
@@ -10,6 +10,11 @@ _cache = tempfile.TemporaryDirectory(prefix="jax_qconv-tests-")
 os.environ["JAX_QCONV_CACHE_DIR"] = _cache.name
 if not pathlib.Path("/dev/nvidiactl").exists():
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time goes into compiling, and much of it is compiled again: by other tests, by other
+# workers of pytest-xdist and by processes that tests start. All of them share this cache.
+if os.environ.get("JAX_PLATFORMS") == "cpu":
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_cache.name}/programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

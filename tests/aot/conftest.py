@@ -4,12 +4,24 @@ import importlib.util
 import os
 import pathlib
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # The plugin refuses to load on a machine without a driver unless told not to check.
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_compilation_cache():
+    """XLA can't read programs for a described GPU back."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 def pytest_collection_modifyitems(items):
