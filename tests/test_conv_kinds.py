@@ -7,11 +7,12 @@ import numpy as np
 import oracle
 import pytest
 from cases import Case, Geometry
+from effort import examples
 from hypothesis import strategies as st
 
 import jax_qconv as q
 
-FEW = hypothesis.settings(max_examples=12)
+FEW = examples(6)
 EVERY_EPILOGUE = {
     "zero_points": st.sets(st.sampled_from(["x", "out", "residual"])).map(sorted).map(tuple),
     "residual_mode": st.sampled_from(["add", "add_after_activation", "average"]),

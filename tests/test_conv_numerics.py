@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import Case, Geometry
+from effort import examples
 from hypothesis import strategies as st
 
 from jax_qconv import Activation, QTensor, dequantize, prepack, qconv, quantize
@@ -17,7 +18,7 @@ from jax_qconv import Activation, QTensor, dequantize, prepack, qconv, quantize
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @hypothesis.given(case=cases.cases(), bound=st.booleans())
-@hypothesis.settings(max_examples=30)
+@examples(15)
 def test_every_kind_of_call_is_exact(jit, case, bound):
     oracle.assert_same(case.run(jit=jit, bound=bound), case.expected())
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import oracle_ops
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 from op_cases import SCALES, WIDE_SCALES, ZEROS, check, check_vmap, mapped, plain, qtensors
 from test_table import SCALE_FREE
@@ -32,7 +33,7 @@ PAIRS = [
     st.sampled_from(PAIRS).flatmap(lambda pair: st.tuples(*map(qtensors, pair))),
     SCALES, ZEROS, SCALE_FREE,
 )  # fmt: skip
-@hypothesis.settings(max_examples=12)
+@examples(6)
 def test_it_is_its_formula(op, pair, out_scale, out_zero, activation):
     want = ORACLES[op](*map(plain, pair), out_scale, out_zero, activation)
     call = functools.partial(op, activation=activation)
@@ -44,7 +45,7 @@ def test_it_is_its_formula(op, pair, out_scale, out_zero, activation):
 @hypothesis.given(
     WIDE_SCALES, WIDE_SCALES, WIDE_SCALES, ZEROS, ZEROS, ZEROS, SCALE_FREE, st.integers(0, 2**31)
 )
-@hypothesis.settings(max_examples=12)
+@examples(6)
 def test_any_scales(op, s_a, s_b, s_y, z_a, z_b, z_y, activation, seed):
     rng = np.random.default_rng(seed)
     a, b = (

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 
 from jax_qconv import Activation
@@ -48,7 +49,7 @@ def folded(activation, **scales):
     st.sampled_from([Activation("relu"), Activation.clip(-0.1, 7.7)]),
     st.sampled_from([(), ("out_scale",), ("x_scale", "residual_scale")]),
 )
-@hypothesis.settings(max_examples=40)
+@examples(40)
 def test_constants_are_rounded_once_from_float64_traced_or_not(scales, activation, known):
     want = oracle.fold(
         x_scale=scales["x_scale"],

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("flax")
@@ -79,7 +80,7 @@ def test_other_kinds_equal_the_float_conv_on_integers(fields, x_shape):
     np.testing.assert_array_equal(layer.apply({"quantized": packed}, QTensor(x, 1.0)), expected)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(8)
 @given(geometries, pairs(5, 9), pairs(1, 5), st.integers(0, 2**31))
 def test_equals_the_float_conv_on_integers(geometry, size, channels, seed):
     """Integer weights with absmax 127 have scale 1: then both convolutions are exact."""

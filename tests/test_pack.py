@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 
 from jax_qconv import prepack, unpack
@@ -42,7 +43,7 @@ def assert_same_packs(a, b):
 
 
 @hypothesis.given(SHAPES, LAYOUTS, st.booleans(), st.integers(-60, 60), SEEDS)
-@hypothesis.settings(max_examples=25)
+@examples(12)
 def test_float_weights_are_quantised_by_the_formula(shape, layout, per_channel, exponent, seed):
     rng = np.random.default_rng(seed)
     # Half steps, so that many weights are next to a tie.
@@ -68,7 +69,7 @@ def test_float_weights_are_quantised_by_the_formula(shape, layout, per_channel, 
 
 
 @hypothesis.given(SHAPES, LAYOUTS, LAYOUTS, st.booleans(), SEEDS)
-@hypothesis.settings(max_examples=25)
+@examples(12)
 def test_int8_weights_survive_packing_and_unpacking(shape, layout, other, per_channel, seed):
     rng = np.random.default_rng(seed)
     w = rng.integers(-128, 128, shape, np.int8)

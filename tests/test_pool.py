@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_ops
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 from op_cases import SCALES, ZEROS, check, check_vmap, mapped, plain, qtensors
 
@@ -47,7 +48,7 @@ def pools(draw, dilated):
 
 
 @hypothesis.given(pools(dilated=True))
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_the_largest_wins_and_padding_never(pool):
     x, arguments, seen, _ = pool
     q, scale, zero = plain(x)
@@ -74,7 +75,7 @@ def meaning(x, output):
 
 
 @hypothesis.given(pools(dilated=False), outputs(), st.booleans())
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_means_are_rounded_from_the_exact_value(pool, output, count_include_pad):
     x, arguments, seen, pads = pool
     q, _, zero = plain(x)
@@ -99,7 +100,7 @@ def test_means_are_rounded_from_the_exact_value(pool, output, count_include_pad)
 
 
 @hypothesis.given(qtensors(SHAPES), outputs(), st.booleans())
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_global_means(x, output, keepdims):
     q, _, zero = plain(x)
     out_scale, out_zero, scales = meaning(x, output)
@@ -115,7 +116,7 @@ def test_global_means(x, output, keepdims):
 
 
 @hypothesis.given(qtensors(SHAPES), outputs(), st.data())
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_adaptive_bins(x, output, data):
     q, _, zero = plain(x)
     out_scale, out_zero, scales = meaning(x, output)
@@ -161,7 +162,7 @@ def test_there_are_as_many_windows_as_pytorch_has(
     st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3),
     st.tuples(st.integers(0, 3), st.integers(0, 3)), st.booleans(),
 )  # fmt: skip
-@hypothesis.settings(max_examples=300)
+@examples(300)
 def test_windows_lie_where_the_oracle_has_them(size, window, stride, dilation, pads, ceil_mode):
     seen = oracle_ops.taps(size, window, stride, pads, dilation, ceil_mode)
     real = [sum(0 <= p < size for p in positions) for positions in seen]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_ops
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 from op_cases import SCALES, ZEROS, check, check_vmap, mapped, plain, qtensors
 from oracle import assert_same
@@ -50,7 +51,7 @@ def parts(draw):
 
 
 @hypothesis.given(parts(), SCALES, ZEROS)
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_parts_are_brought_to_the_common_scale(drawn, out_scale, out_zero):
     tensors, axis = drawn
     each = [oracle_ops.requantize(*plain(x), out_scale, out_zero) for x in tensors]
@@ -98,7 +99,7 @@ def test_parts_of_unequal_padding():
 
 
 @hypothesis.given(qtensors(SHAPES), st.data())
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_padding_is_the_zero_point(x, data):
     side = st.tuples(st.integers(0, 2), st.integers(0, 2)) | st.integers(0, 2)
     rank = len(x.shape) - 2
@@ -155,7 +156,7 @@ SIZES = st.integers(1, 9)
 
 
 @hypothesis.given(qtensors(SHAPES), st.booleans(), st.data())
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_nearest_takes_the_pixel_of_the_exact_position(x, half_pixel_centers, data):
     size = data.draw(st.tuples(*[SIZES] * (len(x.shape) - 2)))
     q, scale, zero = plain(x)
@@ -170,7 +171,7 @@ def test_nearest_takes_the_pixel_of_the_exact_position(x, half_pixel_centers, da
     qtensors(SHAPES), st.sampled_from([(False, True), (False, False), (True, True)]),
     st.none() | SCALES, ZEROS, st.data(),
 )  # fmt: skip
-@hypothesis.settings(max_examples=8)
+@examples(5)
 def test_bilinear_rounds_the_exact_value(x, options, out_scale, out_zero, data):
     align_corners, half_pixel_centers = options
     size = data.draw(st.tuples(*[SIZES] * (len(x.shape) - 2)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 
 from jax_qconv import Activation, _reference, _spec
@@ -31,7 +32,7 @@ def make_problem(geometry, **changes):
 
 @NATIVE_CONV
 @hypothesis.given(case=cases.cases(out_dtype=st.just("int32")))
-@hypothesis.settings(max_examples=20)
+@examples(10)
 def test_sums_are_exact_both_ways(native_conv, case):
     problem = make_problem(case.geometry)
     x, w = case.arguments["x"], case.arguments["w"]

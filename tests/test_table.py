@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_ops
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 from op_cases import SCALES, WIDE_SCALES, ZEROS, check, check_vmap, mapped, plain, qtensors
 
@@ -38,7 +39,7 @@ def everything(scale, zero):
 
 
 @hypothesis.given(qtensors(SHAPES), SCALES, ZEROS)
-@hypothesis.settings(max_examples=12)
+@examples(8)
 def test_requantize_is_exact(x, out_scale, out_zero):
     want = oracle_ops.requantize(*plain(x), out_scale, out_zero)
     given = {"out_scale": out_scale, "out_zero_point": out_zero}
@@ -46,7 +47,7 @@ def test_requantize_is_exact(x, out_scale, out_zero):
 
 
 @hypothesis.given(WIDE_SCALES, ZEROS, WIDE_SCALES, ZEROS, SCALE_FREE)
-@hypothesis.settings(max_examples=12)
+@examples(8)
 def test_scale_free_activations_are_exact(scale, zero, out_scale, out_zero, activation):
     x = everything(scale, zero)
     want = oracle_ops.requantize(ALL, scale, zero, out_scale, out_zero, activation)
@@ -57,7 +58,7 @@ def test_scale_free_activations_are_exact(scale, zero, out_scale, out_zero, acti
 
 @pytest.mark.parametrize("name", oracle_ops.REAL)
 @hypothesis.given(WIDE_SCALES, ZEROS, SCALES, ZEROS)
-@hypothesis.settings(max_examples=12)
+@examples(8)
 def test_other_activations_are_right_but_for_near_ties(name, scale, zero, out_scale, out_zero):
     x = everything(scale, zero)
     exact = oracle_ops.real_activation(ALL, scale, zero, out_scale, out_zero, name)
@@ -74,7 +75,7 @@ def test_other_activations_are_right_but_for_near_ties(name, scale, zero, out_sc
 
 @pytest.mark.parametrize("name", ["hard_sigmoid", "hard_swish"])
 @hypothesis.given(SCALES, ZEROS, SCALES, ZEROS)
-@hypothesis.settings(max_examples=12)
+@examples(8)
 def test_hard_activations_are_exact(name, scale, zero, out_scale, out_zero):
     want = oracle_ops.hard(ALL, scale, zero, out_scale, out_zero, name)
     call = functools.partial(qactivation, activation=name)

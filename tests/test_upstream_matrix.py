@@ -8,6 +8,7 @@ import hypothesis
 import jax
 import numpy as np
 import oracle
+from effort import examples
 from hypothesis import strategies as st
 
 from jax_qconv import Activation, QTensor, prepack, qconv
@@ -50,7 +51,7 @@ def check(data, shape, kernel, strides, pads):
 
 
 @hypothesis.given(st.data())
-@hypothesis.settings(max_examples=25)
+@examples(8)
 def test_conv2d_with_and_without_bias_and_relu(data):
     shape = tuple(data.draw(st.integers(*span)) for span in ((1, 3), (10, 16), (7, 14)))
     kernel = tuple(data.draw(st.integers(1, 7)) for _ in range(2))
@@ -58,7 +59,7 @@ def test_conv2d_with_and_without_bias_and_relu(data):
 
 
 @hypothesis.given(st.data())
-@hypothesis.settings(max_examples=20)
+@examples(8)
 def test_conv1d_as_a_row(data):
     kernel, pad = data.draw(st.integers(1, 7)), data.draw(PAD)
     length = data.draw(st.integers(max(4, kernel - 2 * pad), 16))

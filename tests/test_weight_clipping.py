@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import strategies as st
 
 from jax_qconv import prepack, unpack
@@ -27,7 +28,7 @@ def by_hand(weight):
 
 
 @hypothesis.given(st.integers(0, 2**32 - 1), st.integers(0, 3))
-@hypothesis.settings(max_examples=20)
+@examples(10)
 def test_the_scale_is_the_best_of_the_grid(seed, axis):
     rng = np.random.default_rng(seed)
     weight = (rng.standard_t(2, size=(3, 3, 3, 3)) * rng.uniform(1e-3, 1e3)).astype(np.float32)
