@@ -105,7 +105,7 @@ class TestTraining:
         columns = {*range(0, 5), *range(3, 8)}  # around 2, and around its mirror image, 5
         assert found == {(y, x) for y in range(1, 6) for x in columns}
 
-    @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+    @pytest.mark.parametrize("name", ["resnet", pytest.param("mobilenet", marks=pytest.mark.slow)])
     def test_a_network_is_trained_saved_quantised_and_judged(
         self, quick, tmp_path, monkeypatch, name
     ):
