@@ -154,8 +154,16 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
-@pytest.mark.parametrize("name", MOVES)
+# Where channels are first: those that do to the last axis what they don't to others.
+FIRST = ["pixel shuffle", "resize", "slices", "split", "gather"]
+CHANNELS = {False: "channels last", True: "channels first"}
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [*((name, False) for name in MOVES), *((name, True) for name in FIRST)],
+    ids=lambda v: CHANNELS.get(v, v),
+)
 def test_what_only_moves_elements_stays_int8(name, first):
     function, channels = MOVES[name]
 
@@ -174,7 +182,7 @@ def average(y, padding, **options):
         return nn.avg_pool(y, (3, 3), (1, 2), padding, **options)
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
+@pytest.mark.parametrize("first", CHANNELS, ids=CHANNELS.get)
 @pytest.mark.parametrize(
     "pool",
     [

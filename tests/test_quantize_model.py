@@ -47,26 +47,28 @@ def net():
     return function, params, x
 
 
-def test_a_network_of_flax_runs_in_int8_from_end_to_end(net):
+@pytest.fixture(scope="module")
+def model(net):
+    return quantized(*net)
+
+
+def test_a_network_of_flax_runs_in_int8_from_end_to_end(net, model):
     function, params, x = net
-    model = quantized(function, params, x)
     found = kinds(model, x)
     assert found == {"ConvNode": 6, "MaxPool": 1, "Concat": 1, "AvgPool": 1, "GlobalAvgPool": 1}
     assert model.params["real"] == {}
     assert sqnr(function(params, x), model(model.params, x)) > 35
 
 
-def test_jit_changes_no_bit_and_batches_may_differ(net):
-    function, params, x = net
-    model = quantized(function, params, x)
+def test_jit_changes_no_bit_and_batches_may_differ(net, model):
+    _, _, x = net
     out = model(model.params, x)
     np.testing.assert_array_equal(jax.jit(model)(model.params, x), out)
     np.testing.assert_array_equal(model(model.params, x[:1]), out[:1])
 
 
-def test_packing_can_be_jitted_and_gives_the_same_bytes(net):
-    function, params, x = net
-    model = quantized(function, params, x)
+def test_packing_can_be_jitted_and_gives_the_same_bytes(net, model):
+    _, params, _ = net
     again = jax.jit(model.pack)(params)
     weights, others = (
         [np.asarray(p.weight) for p in tree["layers"].values()] for tree in (model.params, again)
@@ -75,22 +77,20 @@ def test_packing_can_be_jitted_and_gives_the_same_bytes(net):
         assert (a != b).mean() < 1e-3  # batch norms are folded by other fusions of XLA
 
 
-def test_other_parameters_can_be_packed_at_the_same_scales(net):
+def test_other_parameters_can_be_packed_at_the_same_scales(net, model):
     function, params, x = net
-    model = quantized(function, params, x)
     other = jax.tree.map(lambda v: v * np.float32(1.01), params)
     assert sqnr(function(other, x), model(model.pack(other), x)) > 30
 
 
-def test_layers_are_named_by_their_weights(net):
-    function, params, x = net
-    names = set(quantized(function, params, x).params["layers"])
+def test_layers_are_named_by_their_weights(model):
+    names = set(model.params["layers"])
     assert names == {f"params/Conv_{i}" for i in range(5)} | {"params/Dense_0"}
 
 
-def test_a_batch_norm_is_folded_into_weights_and_bias(net):
-    function, params, x = net
-    packed = quantized(function, params, x).params["layers"]["params/Conv_0"]
+def test_a_batch_norm_is_folded_into_weights_and_bias(net, model):
+    _, params, _ = net
+    packed = model.params["layers"]["params/Conv_0"]
     batch_norm, stats = params["params"]["BatchNorm_0"], params["batch_stats"]["BatchNorm_0"]
     factor = np.asarray(batch_norm["scale"]) / np.sqrt(np.asarray(stats["var"]) + 1e-5)
     bias = (params["params"]["Conv_0"]["bias"] - stats["mean"]) * factor + batch_norm["bias"]
@@ -184,16 +184,14 @@ def test_a_corrected_bias_keeps_the_mean_of_each_channel(options):
     assert errors[True] < errors[False] / 3
 
 
-def test_one_custom_call_for_each_layer(net):
-    function, params, x = net
-    model = quantized(function, params, x)
+def test_one_custom_call_for_each_layer(net, model):
+    _, _, x = net
     text = jax.jit(model).trace(model.params, x).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@jax_qconv.conv(") == 6
 
 
-def test_vmap_over_a_model(net):
-    function, params, x = net
-    model = quantized(function, params, x)
+def test_vmap_over_a_model(net, model):
+    _, _, x = net
     out = jax.vmap(model, in_axes=(None, 0))(model.params, x[:, None])
     np.testing.assert_allclose(out[:, 0], model(model.params, x), rtol=1e-6)
 
