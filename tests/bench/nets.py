@@ -1,4 +1,4 @@
-"""Whole networks, timed by turns and written down: what resnet50.py and efficientnet.py share."""
+"""Whole networks, timed by turns and written down: what their scripts share."""
 
 from __future__ import annotations
 
@@ -132,6 +132,35 @@ def measure(
     return list(rows.values())
 
 
+def timed(
+    systems: Systems,
+    rows: list[dict[str, Any]],
+    *,
+    batches: Sequence[int],
+    chosen: Sequence[str],
+    core: Sequence[str],
+) -> Iterator[None]:
+    """Add the rows that are missing, group by group."""
+    for batch in batches:
+        done = {row["system"] for row in rows if row["batch"] == batch}
+        nets: dict[str, Any] = {}
+        for group in groups(chosen, [*done], core):
+            for row in measure(systems, nets, batch, group):
+                rows.extend([row] if row["system"] not in done else [])
+                done.add(row["system"])
+                print(line(row), flush=True)
+            nets = {key: net for key, net in nets.items() if key == "int8"}
+            yield
+
+
+def opened(folder: pathlib.Path, name: str, method: str) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The path of ``name``.json, and what an earlier run left there or what one begins with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, head = folder / f"{name}.json", origin(jax.devices()[0])
+    new = head | {"method": " ".join(method.split()), "clocks_before": clocks()}
+    return path, earlier(path, head) or new
+
+
 def main(
     name: str,
     systems: Systems,
@@ -150,24 +179,12 @@ def main(
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help=f"folder of {name}.json")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{name}.json"
-    head = origin(jax.devices()[0])
-    results = earlier(path, head)
-    if results is None:
-        results = head | {"method": " ".join(method.split()), "clocks_before": clocks()}
+    path, results = opened(args.out, name, method)
+    if "rows" not in results:
         results |= {"exact": exact(), "rows": []}
-    rows = {(row["batch"], row["system"]): row for row in results["rows"]}
-    for batch in args.batch:
-        done = [system for size, system in rows if size == batch]
-        nets: dict[str, Any] = {}
-        for group in groups([n for n in systems if n in args.systems], done, core):
-            for row in measure(systems, nets, batch, group):
-                rows.setdefault((batch, row["system"]), row)
-                print(line(row), flush=True)
-            nets = {key: net for key, net in nets.items() if key == "int8"}
-            results |= {"rows": list(rows.values()), "clocks_after": clocks()}
-            write(path, results)
+    chosen = [name for name in systems if name in args.systems]
+    for _ in timed(systems, results["rows"], batches=args.batch, chosen=chosen, core=core):
+        write(path, results | {"clocks_after": clocks()})
     return 0 if results["exact"] else "the int8 network differs from the reference"
 
 
