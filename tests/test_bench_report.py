@@ -9,6 +9,7 @@ from bench import (
     accuracy_section,
     efficientnet,
     kind_convs,
+    models,
     readme_section,
     report,
     resnet50,
@@ -91,11 +92,15 @@ def files(layers):
         found |= {"elements_compared": 100, "elements_wrong": 0}
         systems = {"int8": found, **rivals.get(kind, {"bf16": {"us": 5.0}})}
         kinds.append(row | {"roofline_us": 0.8, "systems": systems})
+    made = {name: {"exact": True, "rows": lite} for name in readme_section.MODELS}
+    by_hand = {"system": "by_hand", "batch": 128, "ms": 16.0, "images_per_s": 8.0}
+    made["resnet50"] = {"exact": True, "rows": [*lite, by_hand], "quantise_seconds": 12.5}
     return {
         "layers": layers,
         "gpu_tests": origin | COUNTS,
         "resnet50": origin | {"exact": True, "rows": rows},
         "efficientnet_lite0": origin | {"exact": True, "rows": lite},
+        "models": origin | {"models": made},
         "kinds": origin | {"rows": kinds},
         "startup": origin | {"seconds": STARTUP},
         "model": {"held_out": HELD_OUT},
@@ -175,6 +180,16 @@ def test_the_other_network_has_its_own_keys(files):
     assert merged["resnet50.b128.jax_bf16_images_per_s"] == pytest.approx(128e3 / 3)
 
 
+def test_what_quantize_model_makes_is_compared_with_the_network_by_hand(files):
+    merged = summary.summarise(**files)
+    key = "models.resnet50.b128"
+    assert merged["models.resnet50.exact"] and merged["models.resnet50.quantise_seconds"] == 12.5
+    assert merged[f"{key}.images_per_s"] == merged[f"{key}.jax_bf16_images_per_s"] == 7
+    assert merged[f"{key}.speedup_vs_jax_bf16"] == 2
+    assert merged[f"{key}.share_of_hand_written"] == 0.875
+    assert "models.unet.b128.share_of_hand_written" not in merged
+
+
 def test_every_target_has_its_figure(files):
     files["layers"]["rows"][-3] |= {"suites": ["resnet50"], "batch": 128, "speedup_vs_seed": 8.0}
     assert set(summary.TARGETS) <= set(summary.summarise(**files))
@@ -209,6 +224,9 @@ def test_the_section_has_all_that_was_measured(files):
         "int8 matrix products 1,500 TOPS, clocks of 1500 to 1980 MHz were seen",
         "| EfficientNet-Lite0, whole forward pass | batch 128, ms | images/s |",
         "- EfficientNet-Lite0 at batch 128, as fast as the best variant of: 2.00 times JAX bf16.",
+        "| ResNet-50 | 128 | yes | 7 | 7 | 2.00 | 88% |",
+        "| U-Net | 128 | yes | 7 | 7 | 2.00 | - |",
+        "- `quantize_model` of ResNet-50 with 512 images: 12.5 s.",
         "| depthwise: bytes a second over those of a copy | 128 | 1 | 1 | 0.50 (0.50) |",
         "| depthwise: times as fast as JAX bf16 | 128 | 1 | 1 | 2.50 (2.50) |",
         "| groups: times as fast as cuDNN's grouped kernel | 128 | 1 | 1 | 4.00 (4.00) |",
@@ -227,6 +245,7 @@ def test_the_section_says_what_is_missing(layers):
     text = readme_section.section(summary.summarise(layers), "results")
     assert "- Not measured here: GPU tests, the whole of ResNet-50, the time to the first" in text
     assert "images/s" not in text and "resnet50.png" not in text
+    assert "quantize_model" not in text
     assert "other kinds" not in text and "EfficientNet" not in text
 
 
@@ -242,6 +261,7 @@ def test_the_section_shows_layers_and_systems_that_exist():
     assert set(readme_section.SHOWN) <= {layer.name for layer in RESNET50}
     assert set(readme_section.NETS) == {*resnet50.NETS, *efficientnet.NETS}
     assert set(readme_section.NETWORKS) == set(summary.NETWORKS)
+    assert set(readme_section.MODELS) == set(models.NETS)
     assert set(readme_section.KINDS) == set(kind_convs.KINDS)
     assert set(readme_section.RIVALS) <= set(summary.COMPARED.values())
 

@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = pathlib.Path(__file__).parent / "bench" / "run_gpu.sh"
 STAGES = ["tests", "rankings", "layers", "resnet50", "startup", "rivals", "suites"]
-STAGES += ["kinds", "efficientnet", "sanitizer", "summary"]
+STAGES += ["kinds", "efficientnet", "models", "sanitizer", "summary"]
 
 
 @pytest.fixture

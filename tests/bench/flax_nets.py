@@ -224,8 +224,8 @@ def folded(net: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
         if "BatchNorm_0" in params:
             norm, seen = params["BatchNorm_0"], statistics["BatchNorm_0"]
             factor = norm["scale"] / jnp.sqrt(seen["var"] + EPSILON)
-            kernel, bias = params["Conv_0"]["kernel"] * factor, norm["bias"] - seen["mean"] * factor
-            return {"Conv_0": {"kernel": kernel, "bias": bias}}
+            kernel = params["Conv_0"]["kernel"] * factor[None, None, None]
+            return {"Conv_0": {"kernel": kernel, "bias": norm["bias"] - seen["mean"] * factor}}
         return {
             name: fold(value, statistics.get(name, {})) if isinstance(value, dict) else value
             for name, value in params.items()

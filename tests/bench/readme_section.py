@@ -54,6 +54,9 @@ NETS = {
 NETWORKS = {"resnet50": "ResNet-50", "efficientnet_lite0": "EfficientNet-Lite0"}
 """Whole networks, by their names in the summary."""
 
+MODELS = NETWORKS | {"mobilenet_v2": "MobileNet-v2", "vgg16": "VGG-16", "unet": "U-Net"}
+"""Networks that `quantize_model` made, by their names in the summary."""
+
 KINDS = {
     "depthwise": {
         "share_of_copy_bandwidth": ("depthwise: bytes a second over those of a copy", "min"),
@@ -101,6 +104,7 @@ def section(summary: Summary, folder: str) -> str:
         list(_suites(summary)),
         list(_layers(summary)),
         *(list(_network(summary, network)) for network in NETWORKS),
+        list(_models(summary)),
         list(_kinds(summary)),
         list(_notes(summary)),
         [f"![{PICTURES[picture][1]}]({folder}/{picture})" for picture in pictures(summary)],
@@ -225,6 +229,22 @@ def _network(summary: Summary, network: str) -> Iterator[str]:
     )
 
 
+def _models(summary: Summary) -> Iterator[str]:
+    """Networks that `quantize_model` made of plain Flax, a line for each and batch size."""
+    forms = {"images_per_s": ",.0f", "jax_bf16_images_per_s": ",.0f"}
+    forms |= {"speedup_vs_jax_bf16": ".2f", "share_of_hand_written": ".0%"}
+    rows = [
+        [title, str(batch), "yes" if summary[f"models.{model}.exact"] else "no"]
+        + [_cell(summary, f"models.{model}.b{batch}.{key}", form) for key, form in forms.items()]
+        for model, title in MODELS.items()
+        for batch in _batches(summary, f"models.{model}.")
+    ]
+    if rows:
+        heads = ["made by `quantize_model`", "batch", "exact", "int8, images/s"]
+        heads += ["JAX bf16, images/s", "speed-up", "of int8 by hand"]
+        yield from table(heads, rows)
+
+
 def _kinds(summary: Summary) -> Iterator[str]:
     """Other kinds of convolution, a line for each comparison and batch size."""
     rows = [
@@ -254,6 +274,9 @@ def _notes(summary: Summary) -> Iterator[str]:
             if rivals:
                 times = ", ".join(f"{value:.2f} times {title}" for title, value in rivals.items())
                 yield f"- {of_network} at batch {batch}, as fast as the best variant of: {times}."
+    if "models.resnet50.quantise_seconds" in summary:
+        seconds = summary["models.resnet50.quantise_seconds"]
+        yield f"- `quantize_model` of ResNet-50 with 512 images: {seconds:.1f} s."
     if "startup.cold_s" in summary:
         cold, warm, programs = (
             summary[f"startup.{name}_s"] for name in ("cold", "warm", "warm_with_programs")

@@ -15,6 +15,7 @@
 #     suites    the layers of all networks at batch 128, 1, 32 and 8
 #     kinds     depthwise, transposed and grouped convolutions, and zero points, to kinds.json
 #     efficientnet  the whole of EfficientNet-Lite0: int8 and JAX bf16, to efficientnet_lite0.json
+#     models    networks that quantize_model makes of plain Flax, and JAX bf16, to models.json
 #     sanitizer  the own kernels under compute-sanitizer, to sanitizer.json
 #     summary   merges the files into summary.json and shows it
 #
@@ -32,7 +33,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python}
 limit=${LIMIT:-570}
-stages=(tests rankings layers resnet50 startup rivals suites kinds efficientnet sanitizer summary)
+stages=(tests rankings layers resnet50 startup rivals suites kinds efficientnet models)
+stages+=(sanitizer summary)
 networks=(resnet50 resnet50_plain resnet18 resnext50 vgg16 unet mobilenet_v2)
 networks+=(efficientnet_lite0 yolov8s)
 bf16=(bf16 bf16_without_graph bf16_blocks)
@@ -115,6 +117,10 @@ kinds() {
 
 efficientnet() {
   bench efficientnet --batch 128 1 --out "$out"
+}
+
+models() {
+  bench models --out "$out"
 }
 
 sanitizer() {

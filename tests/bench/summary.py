@@ -36,13 +36,16 @@ OURS = ("int8", "int8_constants")
 """The ways of this package that a user has by default; the fastest of them counts."""
 
 WAYS = ("", "_graph", "_blocks", "_blocks_graph", "_compiled", "_shifts", "_shifts_graph")
-WAYS += ("_blocks_graph_constants",)
+WAYS += ("_graph_constants", "_blocks_graph_constants")
 """What follows a system's name in a network's file; the fastest of its ways counts."""
 
 NETWORKS = ("resnet50", "efficientnet_lite0")
 """Whole networks, each with a file of its name."""
 
-FILES = ("gpu_tests", *NETWORKS, "startup", "model", "kinds")
+BY_HAND = ("by_hand", "by_hand_constants")
+"""The ways of the network that `quantize_model`'s is measured by; the fastest of them counts."""
+
+FILES = ("gpu_tests", *NETWORKS, "startup", "model", "kinds", "models")
 """That may be there beside layers.json."""
 
 TARGETS = (
@@ -60,6 +63,12 @@ TARGETS = (
     "groups.geomean_speedup_vs_cudnn_grouped",
     "transposed.geomean_speedup_vs_jax_bf16",
     "zero_points.geomean_slowdown",
+    "models.resnet50.b128.share_of_hand_written",
+    "models.resnet50.quantise_seconds",
+    "models.efficientnet_lite0.b128.speedup_vs_jax_bf16",
+    "models.mobilenet_v2.b128.speedup_vs_jax_bf16",
+    "models.vgg16.b128.speedup_vs_jax_bf16",
+    "models.unet.b128.speedup_vs_jax_bf16",
 )
 """The figures that there are targets for."""
 
@@ -108,6 +117,8 @@ def summarise(layers: dict[str, Any], **more: Any) -> dict[str, Any]:
     for network in NETWORKS:
         if network in more:
             summary |= _of_network(network, more[network])
+    for model, found in more.get("models", {"models": {}})["models"].items():
+        summary |= _of_model(f"models.{model}", found)
     if "kinds" in more:
         summary |= kind_summary.summarise(more["kinds"])
     if "startup" in more:
@@ -188,6 +199,21 @@ def _of_network(network: str, found: dict[str, Any]) -> dict[str, Any]:
                 figures[f"{key}.speedup_vs_{other}"] = round(min(speedups), 4)
             if name == "bf16" and ways:
                 figures[f"{key}.{other}_images_per_s"] = max(row["images_per_s"] for row in ways)
+    return figures
+
+
+def _of_model(key: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a network that `quantize_model` made."""
+    figures = _of_network(key, found)
+    for batch in sorted({row["batch"] for row in found["rows"]}):
+        place = f"{key}.b{batch}"
+        names = [f"{place}.{name}_images_per_s" for name in BY_HAND]
+        by_hand = [figures[name] for name in names if name in figures]
+        if by_hand and f"{place}.images_per_s" in figures:
+            share = figures[f"{place}.images_per_s"] / max(by_hand)
+            figures[f"{place}.share_of_hand_written"] = round(share, 4)
+    if "quantise_seconds" in found:
+        figures[f"{key}.quantise_seconds"] = found["quantise_seconds"]
     return figures
 
 
