@@ -38,10 +38,10 @@ QUANTISED = (16, 32)
 """As CALIBRATION, of the quantisation that is timed."""
 
 METHOD = f"""\
-{nets.METHOD} int8 is what quantize_model makes of a float Flax network with batch norms; it gets
-float32 images, and quantises them. bf16 is the same network with batch norms folded into weights
-and biases beforehand, weights and images in bf16. by_hand is the network of resnet50.py, and
-bf16_blocks that in bf16 with the first layer as one of 4x4 on blocks of 2x2 pixels.
+{nets.METHOD} int8 is what quantize_model makes of a float Flax network with its batch norms; it
+gets float32 images, and quantises them. bf16 is the same network with batch norms folded into
+weights and biases beforehand, weights and images in bf16. by_hand is int8 of resnet50.py, on int8
+images, and bf16_blocks that in bf16 with the first layer as one of 4x4 on blocks of 2x2 pixels.
 quantise_seconds is the wall clock around quantize_model with {QUANTISED[0]} batches of
 {QUANTISED[1]} images in the host's memory, compilation and all."""
 
