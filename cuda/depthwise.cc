@@ -19,8 +19,6 @@ constexpr int64_t kManyTaps = 16, kMaxShared = 48 * 1024;
 // Bounds of the places that kernels compute in 32 bits, far beyond what memory holds.
 constexpr int64_t kMaxSide = int64_t{1} << 28;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Tile {
   int64_t rows = 0, cols = 0;
   double registers = 0;  // of a thread, estimated

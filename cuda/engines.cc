@@ -4,6 +4,7 @@
 #include "depthwise.h"
 #include "kernel_engine.h"
 #include "pointwise.h"
+#include "stem.h"
 
 namespace jax_qconv {
 namespace {
@@ -18,9 +19,15 @@ const Engine& PointwiseEngine() {
   return *engine;
 }
 
+const Engine& StemEngine() {
+  static const auto* engine = MakeKernelEngine(Stem()).release();
+  return *engine;
+}
+
 // The own kernels of a problem; null without any.
 const KernelSource* OwnSource(const Problem& problem) {
   if (problem.depthwise()) return &Depthwise();
+  if (IsStem(problem)) return &Stem();
   return IsPointwise(problem) ? &Pointwise() : nullptr;
 }
 
@@ -29,8 +36,10 @@ const KernelSource* OwnSource(const Problem& problem) {
 std::vector<const Engine*> EnginesFor(const Problem& problem, bool cudnn_only) {
   // cuDNN has no fused depthwise kernel of int8, and its bare one was wrong.
   if (problem.depthwise()) return {&DepthwiseEngine()};
-  if (cudnn_only || !IsPointwise(problem)) return {&CudnnEngine()};
-  return {&CudnnEngine(), &PointwiseEngine()};
+  if (cudnn_only) return {&CudnnEngine()};
+  if (IsStem(problem)) return {&CudnnEngine(), &StemEngine()};
+  if (IsPointwise(problem)) return {&CudnnEngine(), &PointwiseEngine()};
+  return {&CudnnEngine()};
 }
 
 ErrorOr<std::string> EngineVersions(const Problem& problem) {
@@ -46,6 +55,7 @@ ErrorOr<const Engine*> EngineOf(const PlanName& name) {
   if (name.engine == "cudnn" || name.engine == "cudnn_bare") return &CudnnEngine();
   if (name.engine == Depthwise().name) return &DepthwiseEngine();
   if (name.engine == Pointwise().name) return &PointwiseEngine();
+  if (name.engine == Stem().name) return &StemEngine();
   return Unexpected(Error::Internal(StrCat("plan '", name.ToString(), "' has no engine")));
 }
 
@@ -60,11 +70,12 @@ std::vector<PlanName> OwnSuggestions(const Problem& problem) {
 }
 
 bool IsOwn(const PlanName& name) {
-  return !name.deferred() && (name.engine == Depthwise().name || name.engine == Pointwise().name);
+  const auto is = [&](const KernelSource& source) { return name.engine == source.name; };
+  return !name.deferred() && (is(Depthwise()) || is(Pointwise()) || is(Stem()));
 }
 
 ErrorOr<KernelSpec> OwnKernel(const Problem& problem, const PlanName& name) {
-  for (const KernelSource* source : {&Depthwise(), &Pointwise()}) {
+  for (const KernelSource* source : {&Depthwise(), &Pointwise(), &Stem()}) {
     if (name.engine == source->name && !name.deferred()) return source->kernel(problem, name);
   }
   return Unexpected(Error::InvalidArgument(

@@ -89,6 +89,22 @@ class KernelEngine : public Engine {
 
 }  // namespace
 
+int64_t WarpChannels(int64_t channels) {
+  constexpr int64_t kMost = 64;  // whose sums fit a thread's registers
+  int64_t most = std::min(kMost, channels);
+  while (channels % most || most % 8) --most;
+  return most;
+}
+
+int64_t BlockChannels(int64_t k, int64_t most) {
+  for (int64_t channels = most / 8 * 8; channels > 8; channels -= 8) {
+    if (k % channels == 0 && 2 * WarpChannels(channels) >= std::min<int64_t>(64, k)) {
+      return channels;
+    }
+  }
+  return 8;
+}
+
 std::vector<PlanName> KernelSource::Suggestions(const Problem& problem) const {
   std::vector<PlanName> names = plans(problem);
   names.resize(std::min(names.size(), suggested));

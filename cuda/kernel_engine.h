@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,15 @@ struct KernelSource {
   std::vector<PlanName> Suggestions(const Problem& problem) const;
   ErrorOr<KernelSpec> (*kernel)(const Problem& problem, const PlanName& name);
 };
+
+inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Output channels of a warp on the matrix units: a block's are dealt out evenly, in products of 8.
+int64_t WarpChannels(int64_t channels);
+
+// Output channels of a block there: the most up to a number that divide them, of which no warp has
+// few.
+int64_t BlockChannels(int64_t k, int64_t most);
 
 // `source` lives as long as the process.
 std::unique_ptr<Engine> MakeKernelEngine(const KernelSource& source);

@@ -21,6 +21,7 @@ const std::vector<EngineKnobs>& Engines() {
       {"cudnn_bare", {{"split_k", 17}, {"cfg", 24}, {"stream_k", 38}}, true},
       {"depthwise", {{"rows", 0}, {"cols", 1}}, false},
       {"pointwise", {{"rows", 0}, {"cols", 1}, {"run", 2}}, false},
+      {"stem", {{"rows", 0}, {"cols", 1}, {"run", 2}}, false},
       {"auto", {}, false}};
   return *engines;
 }

@@ -9,13 +9,11 @@ namespace jax_qconv {
 namespace {
 
 constexpr int64_t kRows = 0, kCols = 1, kRun = 2;  // knobs
-constexpr int64_t kWarpRows = 32, kWarpCols = 64;  // outputs of a warp, the latter at most
+constexpr int64_t kWarpRows = 32;                  // pixels of a warp
 constexpr int64_t kStep = 32;                      // channels of x in a product
 constexpr int64_t kMostShared = 227 * 1024;        // bytes that a block can have, of sm_90
 constexpr int64_t kMostTerms = 256;                // beyond, shared memory holds too few tiles
 constexpr int64_t kFewBlocks = 132;                // that a large GPU needs to be busy
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Tile {
   int64_t rows, cols, run;
@@ -31,23 +29,8 @@ int64_t Blocks(const Problem& p, const Tile& tile) {
   return CeilDiv(p.pixels(), tile.rows * tile.run) * (p.k / tile.cols);
 }
 
-// Of a warp: a block's are dealt out evenly, in products of 8.
-int64_t WarpCols(int64_t cols) {
-  int64_t most = std::min(kWarpCols, cols);
-  while (cols % most || most % 8) --most;
-  return most;
-}
-
 int64_t Threads(const Tile& tile) {
-  return tile.rows / kWarpRows * (tile.cols / WarpCols(tile.cols)) * 32;
-}
-
-// Channels of a block: the most up to a number, of which no warp has few.
-int64_t Cols(const Problem& p, int64_t most) {
-  for (int64_t cols = most / 8 * 8; cols > 0; cols -= 8) {
-    if (p.k % cols == 0 && 2 * WarpCols(cols) >= std::min(kWarpCols, p.k)) return cols;
-  }
-  return 8;
+  return tile.rows / kWarpRows * (tile.cols / WarpChannels(tile.cols)) * 32;
 }
 
 // Empty, or why a tile can't be used.
@@ -76,7 +59,7 @@ std::vector<PlanName> Plans(const Problem& p) {
   for (const int64_t run : {4, 1}) {
     for (const auto& [rows, most] :
          {std::pair<int64_t, int64_t>{128, 128}, {64, 128}, {128, 64}, {256, 64}, {64, 64}}) {
-      const Tile tile{rows, Cols(p, most), run};
+      const Tile tile{rows, BlockChannels(p.k, most), run};
       // Longer runs must leave enough blocks.
       if (!WhyNot(p, tile).empty() || (run > 1 && Blocks(p, tile) < kFewBlocks)) continue;
       const PlanName plan{"pointwise", 0, {{kRows, rows}, {kCols, tile.cols}, {kRun, run}}};
@@ -105,8 +88,9 @@ ErrorOr<KernelSpec> Kernel(const Problem& p, const PlanName& name) {
   spec.source = StrCat(
       kCommonSource, "namespace jax_qconv {\nconstexpr ConvParams kParams = ", Literal(ParamsOf(p)),
       ";\nconstexpr int kRows = ", tile.rows, ", kCols = ", tile.cols, ", kRun = ", tile.run,
-      ", kWarpCols = ", WarpCols(tile.cols), ", kThreads = ", spec.threads,
-      ", kSharedBytes = ", spec.shared_bytes, ";\n}  // namespace jax_qconv\n", kPointwiseSource);
+      ", kWarpCols = ", WarpChannels(tile.cols), ", kThreads = ", spec.threads,
+      ", kSharedBytes = ", spec.shared_bytes, ";\n}  // namespace jax_qconv\n", kProductsSource,
+      kPointwiseSource);
   return spec;
 }
 
@@ -123,8 +107,8 @@ bool IsPointwise(const Problem& p) {
 }
 
 const KernelSource& Pointwise() {
-  static const auto* source =
-      new KernelSource{"pointwise", StrCat(kCommonSource, kPointwiseSource), &Plans, 3, &Kernel};
+  static const auto* source = new KernelSource{
+      "pointwise", StrCat(kCommonSource, kProductsSource, kPointwiseSource), &Plans, 3, &Kernel};
   return *source;
 }
 

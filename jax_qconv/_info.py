@@ -91,6 +91,7 @@ def info() -> Info:
             "cudnn": libraries.get("cudnn_error") or reason or usable,
             "depthwise": reason or usable,
             "pointwise": reason or usable,
+            "stem": reason or usable,
             "reference": "usable",
         },
         import_error=None if error is None else "".join(traceback.format_exception(error)),

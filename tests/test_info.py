@@ -46,7 +46,7 @@ def test_info_of_this_machine():
     assert info.package == importlib.metadata.version("jax_qconv") == jax_qconv.__version__
     assert (info.jax, info.jaxlib) == (jax.__version__, jaxlib.__version__)
     assert info.ffi_running == ".".join(map(str, _native.running_ffi_api()))
-    assert list(info.engines) == ["cudnn", "depthwise", "pointwise", "reference"]
+    assert list(info.engines) == ["cudnn", "depthwise", "pointwise", "stem", "reference"]
     assert info.engines["reference"] == "usable"
     assert (info.ffi_built is None) == (info.import_error is not None)
     devices = [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices("cpu")]

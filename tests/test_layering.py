@@ -124,6 +124,7 @@ SOURCES = [
     "kernel_literal",
     "depthwise",
     "pointwise",
+    "stem",
     "engines",
     "checker",
     "plan",

@@ -23,19 +23,11 @@
 
 namespace jax_qconv {
 
-// Constants that the host writes before this source: kParams, the convolution; kRows, kCols, kRun
-// of a block; kWarpCols of a warp, which has 32 rows; kThreads and kSharedBytes, which follow.
-constexpr int kStep = 32;  // terms of a product
+// Constants that the host writes before this source, beside those of products.h: kRows, the pixels
+// of a tile, and kRun, the tiles of a block.
 constexpr int kTerms = (kParams.c + kStep - 1) / kStep * kStep;
-constexpr int kTermsStride = kTerms + 16, kColsStride = kCols + 16;
+constexpr int kTermsStride = kTerms + 16;
 constexpr int kPixels = kParams.n * kParams.out_size[0] * kParams.out_size[1] * kParams.out_size[2];
-constexpr int kWarpRows = 32;
-constexpr int kDown = kWarpRows / 16, kAcross = kWarpCols / 8;  // products of a warp's tile
-
-// Bytes that rows of so many are copied by at a time: where each row starts, they are aligned.
-__device__ constexpr int chunk_of(int bytes) {
-  return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;
-}
 
 // What a block keeps in shared memory, as byte offsets.
 constexpr int kWeights = 0;
@@ -43,39 +35,6 @@ constexpr int kInputs = kWeights + kCols * kTermsStride;
 constexpr int kResiduals = kInputs + 2 * kRows * kTermsStride;
 constexpr int kChannels = kResiduals + 2 * kRows * kColsStride;  // z, m, b, slopes
 static_assert(kChannels + 4 * kCols * 4 == kSharedBytes, "the host computes the same");
-
-#ifdef __CUDA_ARCH__
-extern __shared__ int4 shared_words[];
-
-// d += a * b for 16 x 32 and 32 x 8 bytes; each thread has a part of each.
-__device__ void multiply(int (&d)[4], const int (&a)[4], const int (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-// Bytes into shared memory, without waiting for them; 16 at a time pass by the L1 cache.
-template <int kBytes>
-__device__ void copy_bytes(void* to, const void* from) {
-  const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(kBytes)
-                 : "memory");
-  }
-}
-__device__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all groups but the last `kLeft` are there.
-template <int kLeft>
-__device__ void await_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-#else
-__shared__ int4 shared_words[kSharedBytes / 16];
-#endif
-
-__device__ signed char* shared_bytes() { return reinterpret_cast<signed char*>(shared_words); }
 
 // Rows of `kBytes` bytes from memory, `stride` apart, into rows `kStride` apart.
 template <int kBytes, int kStride>
@@ -111,32 +70,6 @@ __device__ void copy_tile(const Operands& o, int tile, int channel) {
   }
 }
 
-// What all tiles of a block need: per-channel constants in shared memory.
-__device__ void load_channels(const Operands& o, int channel) {
-  int* const words = reinterpret_cast<int*>(shared_bytes() + kChannels);
-  for (int i = threadIdx.x; i < kCols; i += kThreads) {
-    if (kParams.offset == kPerChannel) words[i] = static_cast<const int*>(o.z)[channel + i];
-    words[kCols + i] = static_cast<const int*>(o.m)[channel + i];
-    words[2 * kCols + i] = static_cast<const int*>(o.b)[channel + i];
-    if (kParams.activation == kPrelu) {
-      words[3 * kCols + i] = static_cast<const int*>(o.slopes)[channel + i];
-    }
-  }
-}
-
-struct Scalars {
-  float m_r, z_r, lower, upper, m_y, b_y;
-};
-
-__device__ Scalars load_scalars(const Operands& o) {
-  Scalars to = {};
-  if (kParams.residual) to.m_r = scalar(o.m_r);
-  if (kParams.residual_zero_point) to.z_r = scalar(o.z_r);
-  if (kParams.activation == kClip) to.lower = scalar(o.lower), to.upper = scalar(o.upper);
-  if (kParams.requantize) to.m_y = scalar(o.m_y), to.b_y = scalar(o.b_y);
-  return to;
-}
-
 // Sums of 32 pixels by kWarpCols channels; thread 4 i + j has channels 2 j and 2 j + 1 of pixels i
 // and i + 8 of each product.
 __device__ void sum_up(int (&sums)[kDown][kAcross][4], const signed char* x, const signed char* w) {
@@ -161,44 +94,6 @@ __device__ void sum_up(int (&sums)[kDown][kAcross][4], const signed char* x, con
   }
 }
 
-// Outputs in the places of their residuals. `channel` is the first of the thread in its block.
-__device__ void finish_tile(const Scalars& own, const int (&sums)[kDown][kAcross][4],
-                            signed char* places, int channel) {
-  const float* const constants = reinterpret_cast<const float*>(shared_bytes() + kChannels);
-#pragma unroll
-  for (int across = 0; across < kAcross; ++across) {
-    const int at = channel + across * 8;
-    float m[2], b[2], slopes[2] = {};
-    for (int i = 0; i < 2; ++i) {
-      m[i] = constants[kCols + at + i], b[i] = constants[2 * kCols + at + i];
-      if (kParams.activation == kPrelu) slopes[i] = constants[3 * kCols + at + i];
-    }
-#pragma unroll
-    for (int down = 0; down < kDown; ++down) {
-      signed char* const upper = places + down * 16 * kColsStride + across * 8;
-      signed char* const lower = upper + 8 * kColsStride;
-      signed char r[4] = {};
-      if (kParams.residual) {
-        const short pairs[] = {*reinterpret_cast<short*>(upper), *reinterpret_cast<short*>(lower)};
-        for (int i = 0; i < 4; ++i) r[i] = static_cast<signed char>(pairs[i / 2] >> 8 * (i % 2));
-      }
-      // The epilogue of all kernels, reading registers.
-      Operands near;
-      near.m = m, near.b = b, near.slopes = slopes, near.r = r;
-      near.m_r = &own.m_r, near.z_r = &own.z_r, near.lower = &own.lower, near.upper = &own.upper;
-      near.m_y = &own.m_y, near.b_y = &own.b_y;
-      float y[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        y[i] = epilogue<float>(kParams, near, sums[down][across][i], i % 2, i);
-      }
-      const int word = pack_int8(y);
-      *reinterpret_cast<short*>(upper) = static_cast<short>(word);
-      *reinterpret_cast<short*>(lower) = static_cast<short>(word >> 16);
-    }
-  }
-}
-
 __device__ void store_tile(const Operands& o, int tile, int channel, const signed char* from) {
   constexpr int kChunk = chunk_of(kCols), kChunks = kCols / kChunk;
   signed char* const out = static_cast<signed char*>(o.out) + channel;
@@ -206,13 +101,7 @@ __device__ void store_tile(const Operands& o, int tile, int channel, const signe
     const int row = i / kChunks, at = i % kChunks * kChunk;
     const long long pixel = tile * kRows + row;
     if (pixel >= kPixels) break;
-    signed char* const to = out + pixel * kParams.k + at;
-    const signed char* const place = from + row * kColsStride + at;
-    if constexpr (kChunk == 16) {
-      *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(place);
-    } else {
-      *reinterpret_cast<int2*>(to) = *reinterpret_cast<const int2*>(place);
-    }
+    store_chunk<kChunk>(out + pixel * kParams.k + at, from + row * kColsStride + at);
   }
 }
 
@@ -224,6 +113,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = warp / (kCols / kWarpCols) * kWarpRows;
   const int col = warp % (kCols / kWarpCols) * kWarpCols;
+  signed char* const channels = shared_bytes() + kChannels;
 
   copy_rows<kParams.c, kTermsStride>(shared_bytes() + kWeights,
                                      static_cast<const signed char*>(o.w), kParams.c, channel,
@@ -231,10 +121,10 @@ extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
   copy_tile(o, first, channel);
   end_group();
   clear_weights();
-  load_channels(o, channel);
+  load_channels(o, channel, channels);
   const Scalars own = load_scalars(o);
   const signed char* const w = shared_bytes() + kWeights + col * kTermsStride;
-  const int* const z = reinterpret_cast<const int*>(shared_bytes() + kChannels);
+  const int* const z = reinterpret_cast<const int*>(channels);
 
   for (int tile = first; tile < end; ++tile) {
     if (tile + 1 < end) copy_tile(o, tile + 1, channel);
@@ -251,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) pointwise(Operands o) {
     const int half = tile % 2;
     sum_up(sums, shared_bytes() + kInputs + (half * kRows + row) * kTermsStride, w);
     signed char* const places = shared_bytes() + kResiduals + half * kRows * kColsStride;
-    finish_tile(own, sums, places + (row + lane / 4) * kColsStride + col + lane % 4 * 2,
+    finish_tile(own, sums, channels, places + (row + lane / 4) * kColsStride + col + lane % 4 * 2,
                 col + lane % 4 * 2);
     __syncthreads();
     store_tile(o, tile, channel, places);

@@ -129,27 +129,53 @@ POINTWISE = {
 }
 
 
-@pytest.mark.parametrize("name", POINTWISE)
+def stem(c: int, k: int, kernel: int, stride: int, *, size=224, n=32, **fields) -> str:
+    fields = {"out_dtype": "int8", "activation": "relu"} | fields
+    return str(
+        Problem.make(
+            x_shape=(n, size, size, c),
+            w_shape=(k, kernel, kernel, c),
+            strides=(stride, stride),
+            padding="SAME",
+            dilation=(1, 1),
+            groups=1,
+            **fields,
+        )
+    )
+
+
+STEM = {
+    "7x7": stem(4, 64, 7, 2),
+    "3x3/2": stem(4, 32, 3, 2, activation="clip"),
+    "3x3": stem(4, 64, 3, 1, offset="map"),
+    "wide": stem(16, 96, 4, 1, size=112, activation="prelu", offset="channel"),
+    "hard-swish": stem(4, 16, 3, 2, activation="hard_swish", requantize=True),
+}
+PRODUCTS = POINTWISE | STEM
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_products_spill_nothing_and_leave_room_for_two_blocks(name):
-    plans = _native.extension().own_plans(POINTWISE[name])
+    plans = _native.extension().own_plans(PRODUCTS[name])
     assert len(plans) >= 2
     for plan in plans[:3]:
-        found = usage(POINTWISE[name], plan, NET)
+        found = usage(PRODUCTS[name], plan, NET)
         assert found["frame"] == 0, plan
-        threads = _native.extension().own_kernel(POINTWISE[name], plan)["threads"]
+        threads = _native.extension().own_kernel(PRODUCTS[name], plan)["threads"]
         assert found["registers"] * threads <= 2**15, plan
 
 
 @pytest.mark.parametrize("compute_capability", [c for c in ARCHITECTURES if c != NET])
 def test_products_spill_nothing_anywhere(compute_capability):
-    best = _native.extension().own_plans(POINTWISE["expansion"])[0]
-    assert usage(POINTWISE["expansion"], best, compute_capability)["frame"] == 0
+    for problem in (POINTWISE["expansion"], STEM["7x7"]):
+        best = _native.extension().own_plans(problem)[0]
+        assert usage(problem, best, compute_capability)["frame"] == 0
 
 
-@pytest.mark.parametrize("name", PROBLEMS | POINTWISE)
+@pytest.mark.parametrize("name", PROBLEMS | PRODUCTS)
 def test_plan_names_are_spelled_as_they_are_parsed(name):
     extension = _native.extension()
-    plans = extension.own_plans((PROBLEMS | POINTWISE)[name])
+    plans = extension.own_plans((PROBLEMS | PRODUCTS)[name])
     assert [extension.parse_plan(plan) for plan in plans] == plans
     assert len(set(plans)) == len(plans)
 

@@ -28,6 +28,7 @@ inline thread_local Index blockIdx, threadIdx, blockDim, gridDim;
 #define __shared__ static  // one block at a time
 inline std::barrier<>* block_barrier = nullptr;
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
+inline void __syncwarp() { __syncthreads(); }  // all warps do the same
 
 // A product of the matrix units: every thread of a warp lays down its part and takes up its own.
 inline void multiply(int (&d)[4], const int (&a)[4], const int (&b)[2]) {

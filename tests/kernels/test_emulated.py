@@ -13,6 +13,7 @@ from cases import Case, Geometry
 from depthwise_cases import CASES, EPILOGUES, TRANSCENDENTAL
 from emulation import Emulated
 from pointwise_cases import CASES as POINTWISE
+from stem_cases import CASES as STEM
 
 from jax_qconv import _native, _primitive
 from jax_qconv._problem import Problem
@@ -32,6 +33,10 @@ DENSE = [
 ]
 
 
+PLANNED = POINTWISE | STEM
+"""Cases that have their plans beside them."""
+
+
 class Calls:
     """What becomes of calls of the primitive."""
 
@@ -49,8 +54,8 @@ def plans_of(case: Case, problem: Problem) -> list[str]:
     """The checker and one of: the best guess, a plan of another tile, the general one."""
     if case in DENSE:
         return ["checker"]
-    if case in POINTWISE:
-        return [POINTWISE[case]]
+    if case in PLANNED:
+        return [PLANNED[case]]
     best, *_, general = _native.extension().own_plans(str(problem)) * 2
     assert general == "depthwise:1"
     other = general if best == general else TILES[case.seed // 7 % 2]
@@ -63,7 +68,7 @@ def emulated(tmp_path_factory) -> Emulated:
     emulated = Emulated(tmp_path_factory.mktemp("emulated"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         calls = Calls(monkeypatch)
-        for case in [*CASES, *DENSE, *POINTWISE, *TRANSCENDENTAL]:
+        for case in [*CASES, *DENSE, *PLANNED, *TRANSCENDENTAL]:
             case.run(jit=False)
             problem = calls.problems[-1]
             for plan in plans_of(case, problem):
@@ -76,7 +81,7 @@ def emulated(tmp_path_factory) -> Emulated:
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *DENSE, *POINTWISE], ids=lambda case: f"{case.geometry.w_shape}"
+    "case", [*CASES, *DENSE, *PLANNED], ids=lambda case: f"{case.geometry.w_shape}"
 )
 def test_a_plan_and_the_checker_give_the_right_bytes(case, emulated, monkeypatch):
     calls = Calls(monkeypatch)
