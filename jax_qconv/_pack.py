@@ -76,9 +76,11 @@ def prepack(
         pad_to: (C, K) channel counts to store, multiples of 4, None for the rule in either
             place. The rule is a pure function of the channel count, equal on all machines.
         space_to_depth: whether blocks of pixels become channels, for strided 2-D convolutions of
-            at most 4 channels: a form with the same results that is several times faster on a GPU
-            for large kernels. None means where it pays: for kernels of 5x5 or more with stride 2,
-            and for those as large as their strides.
+            at most 4 channels, with the same results. None means for kernels as large as their
+            strides, where it is only another view of the input. True is several times faster on
+            a GPU for large kernels that this package's own kernel for first layers doesn't take:
+            those with a residual, with outputs that aren't int8, or with an activation that isn't
+            exact, such as silu.
         merge_groups: how many groups to store as one dense group, with the same results: the
             matrix units of a GPU want many channels. None means a rule: all of them up to 256
             channels, then blocks of 64 or more where there are such; depthwise convolutions stay

@@ -33,7 +33,8 @@ POINTWISE, POINTWISE_STEP = "pointwise:0", 32
 def rank(problem: Problem, compute_capability: int) -> dict[str, float]:
     """Estimated microseconds of each plan that the model knows, the fastest first.
 
-    Empty where there is no model: for other GPUs, bare int32 outputs, groups and three axes.
+    Empty where there is no model: for other GPUs, bare int32 outputs, groups, three axes, and first
+    layers, which have a kernel of their own.
     """
     model = _load(compute_capability)
     return {} if model is None else rank_by(model, problem)
@@ -43,13 +44,16 @@ def rank_by(model: dict[str, Any], problem: Problem) -> dict[str, float]:
     """`rank`, by a given model."""
     if problem.out_dtype == "int32" or problem.rank != 2 or problem.groups != 1:
         return {}
+    own = _native.extension().own_plans(str(problem))
+    if own and not own[0].startswith(POINTWISE):
+        return {}
     channels = problem.x_shape[3]
     suits = {HOPPER: channels % HOPPER_STEP == 0, AMPERE: channels < AMPERE_END}
     known = model["configurations"]
     estimates = {
         name: estimate(problem, known[name]) for name in known if suits.get(name.rpartition(":")[0])
     }
-    for plan in _native.extension().own_plans(str(problem)):
+    for plan in own:
         name, tile = pointwise_configuration(plan)
         if name in known:
             estimates[plan] = estimate(problem, known[name] | {"tile": tile})

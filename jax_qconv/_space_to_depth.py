@@ -160,7 +160,7 @@ def why_not(channels: int, strides: Ints, dilation: Ints, groups: int) -> str | 
 def pays(kernel: Ints, strides: Ints) -> bool:
     """Whether cutting into blocks is faster, for a convolution that can be cut.
 
-    Measured on an H200: a 7x7 kernel with stride 2 gains much. A 3x3 one doesn't: it has too few
-    products to make up for the passes that rearrange its input and output.
+    It is where it is only another view of the input. Else the engine "stem" is faster, for what
+    follows a first layer in most networks: see `prepack`.
     """
-    return kernel == strides or (min(kernel) >= 5 and max(strides) == 2)
+    return kernel == strides

@@ -342,6 +342,13 @@ def test_the_model_knows_the_kernel_of_1x1_convolutions():
     assert not _plan_model.rank_by(model, pointwise_problem(activation="silu"))
 
 
+def test_first_layers_are_left_to_their_own_kernel_and_cudnn_on_the_device():
+    fields = {"strides": (2, 2), "dilation": (1, 1), "groups": 1, "padding": "SAME"}
+    fields |= {"x_shape": (8, 224, 224, 4), "w_shape": (32, 3, 3, 4), "out_dtype": "int8"}
+    assert _plan_model.rank(Problem.make(**fields, activation="relu"), 90) == {}
+    assert _plan_model.rank(Problem.make(**fields, activation="silu"), 90)
+
+
 def lower_depthwise(**engine):
     packed = prepack(np.ones((3, 3, 1, 64), np.float32), groups=64)
     packed = packed.bind(x_scale=1.0, out_scale=1.0)

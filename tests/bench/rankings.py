@@ -98,7 +98,8 @@ def main() -> None:
     target = _plans.target_of(device)
     table, held_out = problems()
     known = {e.problem for e in _plan_store.entries() if e.target == target}
-    known |= _shipped(target).keys() if args.missing else set()
+    if args.missing:
+        known |= {*_shipped(target), *map(str, held_out)}
     rows = json.loads(args.like.read_text())["rows"] if args.like else []
     own_plans = _native.extension().own_plans
     only = {

@@ -2,8 +2,8 @@
 
     python tests/bench/sanitizer.py --out tests/bench/results/h100
 
-The small depthwise convolutions of the tests, each by three of its plans, and the checker, which
-compares them. Writes sanitizer.json.
+The small convolutions of the tests, depthwise ones by three of their plans, others by that which
+they are tested with, and the checker, which compares them. Writes sanitizer.json.
 """
 
 from __future__ import annotations
@@ -30,20 +30,23 @@ def kernels() -> dict[str, str]:
     sys.path.append(str(ROOT / "tests" / "kernels"))
     import pytest
     from depthwise_cases import CASES, TRANSCENDENTAL
+    from pointwise_cases import CASES as POINTWISE
+    from stem_cases import CASES as STEM
 
     from jax_qconv import _native, _primitive
 
     found = {}
     bind = _primitive.bind
     problems: list[str] = []
-    for case in CASES + TRANSCENDENTAL:
+    planned = POINTWISE | STEM
+    for case in [*CASES, *TRANSCENDENTAL, *planned]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 _primitive, "bind", lambda p, o, **e: problems.append(str(p)) or bind(p, o, **e)
             )
             case.run(jit=False, implementation="reference")
         extension = _native.extension()
-        plans = extension.own_plans(problems[-1])
+        plans = [planned[case]] if case in planned else extension.own_plans(problems[-1])
         for plan in dict.fromkeys((plans[0], plans[len(plans) // 2], plans[-1])):
             found[f"{problems[-1]} | {plan}"] = extension.verify(problems[-1], plan, 0)
     return found
