@@ -57,6 +57,8 @@ GENERAL = {
 }
 PROBLEMS = TILED | GENERAL
 EVERYWHERE = ["3x3", "7x7", "bfloat16", "silu", "3-D"]
+# Each is much like one of the others.
+SLOW = ["3x3/2", "5x5", "7x7/2", "dilated", "small", "large", "int32", "float32", "float16"]
 
 
 def compiled(source: str, compute_capability: int) -> bytes:
@@ -80,7 +82,9 @@ def test_the_checker_compiles(compute_capability):
         assert cubin.usage(code, name)["code"] > 0
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PROBLEMS]
+)
 def test_what_a_first_call_tries_spills_nothing(name):
     plans = _native.extension().own_plans(PROBLEMS[name])
     assert (len(plans) > 6) == (name in TILED) and plans[-1] == "depthwise:1"
