@@ -36,7 +36,7 @@ def net():
     x = images()
     # Flax itself mixes dtypes and ranks.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        params = Net().init(jax.random.key(0), x)
+        params = jax.jit(Net().init)(jax.random.key(0), x)
     rng = np.random.default_rng(2)
     params = jax.tree.map(lambda v: v + np.abs(rng.normal(0, 0.05, v.shape)).astype("f"), params)
 
@@ -57,7 +57,7 @@ def test_a_network_of_flax_runs_in_int8_from_end_to_end(net, model):
     found = kinds(model, x)
     assert found == {"ConvNode": 6, "MaxPool": 1, "Concat": 1, "AvgPool": 1, "GlobalAvgPool": 1}
     assert model.params["real"] == {}
-    assert sqnr(function(params, x), model(model.params, x)) > 35
+    assert sqnr(jax.jit(function)(params, x), model(model.params, x)) > 35
 
 
 def test_jit_changes_no_bit_and_batches_may_differ(net, model):
@@ -80,7 +80,7 @@ def test_packing_can_be_jitted_and_gives_the_same_bytes(net, model):
 def test_other_parameters_can_be_packed_at_the_same_scales(net, model):
     function, params, x = net
     other = jax.tree.map(lambda v: v * np.float32(1.01), params)
-    assert sqnr(function(other, x), model(model.pack(other), x)) > 30
+    assert sqnr(jax.jit(function)(other, x), jax.jit(model)(model.pack(other), x)) > 30
 
 
 def test_layers_are_named_by_their_weights(model):

@@ -9,9 +9,12 @@ import pytest
 from float_nets import conv, images, quantized, sqnr, weights
 
 import jax_qconv
-from jax_qconv import MSE, AbsMax, Percentile, Rule, prepack, quantize_model, unpack
+from jax_qconv import MSE, AbsMax, Percentile, Rule, _weights, prepack, quantize_model, unpack
 from jax_qconv._weight_clipping import clipped_weight_scale
-from jax_qconv._weights import rounded, weight_scale
+
+# Op by op, each of many would be compiled alone.
+rounded = jax.jit(_weights.rounded)
+weight_scale = jax.jit(_weights.weight_scale, static_argnames=("observer", "per_channel"))
 
 
 def correlated(n, taps, seed=0):
@@ -25,7 +28,7 @@ def correlated(n, taps, seed=0):
 def test_weights_to_nearest_are_those_of_prepack(per_channel):
     w = weights(3, 3, 8, 16)
     expected = unpack(prepack(w, per_channel=per_channel))
-    scale = weight_scale(w, AbsMax(), per_channel=per_channel)
+    scale = weight_scale(w, observer=AbsMax(), per_channel=per_channel)
     np.testing.assert_array_equal(scale, expected.weight_scale)
     np.testing.assert_array_equal(rounded(w, scale), expected.weight)
 
@@ -33,11 +36,13 @@ def test_weights_to_nearest_are_those_of_prepack(per_channel):
 def test_the_observer_of_weights_decides_on_their_scale():
     w = weights(3, 3, 8, 16)
     w[0, 0, 0] *= 20
-    full = weight_scale(w, AbsMax(), per_channel=True)
-    np.testing.assert_array_equal(weight_scale(w, MSE(), per_channel=True), clipped_weight_scale(w))
-    clipped = weight_scale(w, Percentile(95.0), per_channel=True)
+    full = weight_scale(w, observer=AbsMax(), per_channel=True)
+    np.testing.assert_array_equal(
+        weight_scale(w, observer=MSE(), per_channel=True), clipped_weight_scale(w)
+    )
+    clipped = weight_scale(w, observer=Percentile(95.0), per_channel=True)
     assert (clipped < full).all() and clipped.shape == (16,)
-    assert weight_scale(w, Percentile(95.0), per_channel=False).shape == ()
+    assert weight_scale(w, observer=Percentile(95.0), per_channel=False).shape == ()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
@@ -47,7 +52,7 @@ def test_compensated_rounding_makes_sums_more_accurate(groups):
     taps = 9 * 64 // groups
     rows = x[:, : taps * groups].reshape(-1, groups, taps)
     second = jnp.asarray(np.einsum("ngt,ngu->gtu", rows, rows) / len(rows))
-    scale = weight_scale(w, AbsMax(), per_channel=True)
+    scale = weight_scale(w, observer=AbsMax(), per_channel=True)
     noise = {}
     for name, given in (("nearest", None), ("compensated", second)):
         integers = rounded(w, scale, second=given)
@@ -61,14 +66,14 @@ def test_compensated_rounding_makes_sums_more_accurate(groups):
 
 def test_compensated_rounding_is_to_nearest_where_inputs_have_nothing_in_common():
     w = weights(3, 3, 8, 16)
-    scale = weight_scale(w, AbsMax(), per_channel=True)
+    scale = weight_scale(w, observer=AbsMax(), per_channel=True)
     second = jnp.eye(72)[None] * 3
     np.testing.assert_array_equal(rounded(w, scale, second=second), rounded(w, scale))
 
 
 def test_inputs_that_are_never_active_do_no_harm():
     w = weights(8, 16)
-    scale = weight_scale(w, AbsMax(), per_channel=True)
+    scale = weight_scale(w, observer=AbsMax(), per_channel=True)
     x = correlated(100, 8)
     x[:, 3] = 0
     second = jnp.asarray(x.T @ x / 100)[None]
