@@ -14,7 +14,7 @@ namespace jax_qconv {
 // engine [: index [: knob=value {, knob=value}]]
 //
 // Engines: "cudnn" is cuDNN's graph of the convolution and its epilogue; "cudnn_bare" is its
-// convolution alone, for int32 outputs; "depthwise" are own kernels. The index is a kernel family,
+// convolution alone, for int32 outputs; others are own kernels. The index is a kernel family,
 // by cuDNN's own number or that of the engine's header. "cudnn" without one is deferred: the
 // fastest verified one of what the problem's engines suggest, be they cuDNN or not.
 struct PlanName {

@@ -153,10 +153,19 @@ def test_other_networks_have_their_own_keys(files):
     merged = summary.summarise(**files)
     assert merged["suites.resnet50_plain.b128.layers"] == 23
     assert merged["suites.resnet50_plain.b128.geomean_speedup_vs_seed"] == 8
-    assert merged["suites.vgg16.b128.layers"] == 1
-    assert merged["suites.vgg16.b128.median_spread"] == 0.01
+    assert merged["layers.b128.with_residuals"]
     # Each output counts once, however many networks have the layer.
     assert merged["programs.elements_compared"] == 1000 * len(files["layers"]["rows"]) + 400
+
+
+def test_a_network_of_which_layers_are_missing_has_no_keys(layers):
+    merged = summary.summarise(layers)
+    assert not any(key.startswith("suites.vgg16") for key in merged)
+    of_plain = [row for row in layers["rows"] if "resnet50_plain" in row["suites"]]
+    merged = summary.summarise(layers | {"rows": of_plain})
+    assert merged["layers.b128.layers"] == 23 and not merged["layers.b128.with_residuals"]
+    lines = readme_section.section(merged, "results").splitlines()
+    assert not any(line.startswith("| `resnet50` | 128") for line in lines)
 
 
 def test_the_network_is_compared_with_the_best_variants(files):
@@ -294,14 +303,14 @@ def test_report_needs_both_marks_once(readme):
         report.replace_section(readme, "figures", "new")
 
 
-def test_the_h100_is_shown_if_it_was_measured(monkeypatch, tmp_path):
+def test_what_was_measured_last_is_shown(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match="h100, h200"):
+    with pytest.raises(FileNotFoundError, match="no summary"):
         report.chosen_folder()
-    for gpu in ("h200", "h100"):
+    for gpu, date in (("h200", "2026-11-22"), ("h100", "2026-11-25"), ("b200", "2026-11-23")):
         (tmp_path / gpu).mkdir()
-        (tmp_path / gpu / "summary.json").touch()
-        assert report.chosen_folder() == tmp_path / gpu
+        (tmp_path / gpu / "summary.json").write_text(json.dumps({"date": date}))
+    assert report.chosen_folder() == tmp_path / "h100"
 
 
 def test_report_fills_the_readme_and_notices_what_is_stale(files, monkeypatch, tmp_path):

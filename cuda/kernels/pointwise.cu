@@ -15,9 +15,10 @@
 // The blocks of all channels of a tile run at the same time, so that its inputs come from memory
 // once.
 //
-// Measured on an H100, batch 128 (tests/bench/results/h100/rankings.json): 64 -> 256 channels at
+// Measured at batch 128. On an H100 (tests/bench/results/h100/rankings.json): 64 -> 256 channels at
 // 56x56 takes 91.7 us with a residual (85 % of the speed of a copy; cuDNN's best 147.6) and 55.3
-// without (78 %; 95.2), 128 -> 512 at 28x28 51.3 (76 %; 78.5) and 38.4 (56 %; 44.4). From 256
+// without (78 %; 95.2), 128 -> 512 at 28x28 51.3 (76 %; 78.5) and 38.4 (56 %; 44.4). On an H200
+// (results/h200): 16 -> 96 at 112x112 63.9 us, 144 -> 24 at 56x56 with a residual 27.4. From 256
 // channels on cuDNN is as fast: there shared memory holds one block only, and reading it costs as
 // much as the products.
 

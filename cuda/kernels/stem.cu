@@ -12,6 +12,10 @@
 // of kTileRows x kTileCols pixels of kCols channels, kRun of them one after the other, and while
 // it works on one, the input rows of the next are on their way into the other half of its buffers.
 // A warp makes 32 pixels at a time, 16 in a row of the image, and stores them on its own.
+//
+// Measured on an H200, batch 128 (tests/bench/results/h200): 7x7 by 2 to 64 channels 109.9 us, 23 %
+// of the roofline with three input channels (bf16 437; as 64 channels of blocks of 4x4, 301 on an
+// H100); 3x3 by 2 to 32 38.4 us (cuDNN 111); 3x3 by 1 to 64 193.7 us.
 
 namespace jax_qconv {
 

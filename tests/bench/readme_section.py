@@ -153,6 +153,8 @@ def _suites(summary: Summary) -> Iterator[str]:
     names = sorted({key.split(".")[1] for key in summary if key.startswith("suites.")})
     networks = {"resnet50": "layers."} | {name: f"suites.{name}." for name in names}
     places = [(n, b, f"{p}b{b}.") for n, p in networks.items() for b in _batches(summary, p)]
+    # Else they are those of `resnet50_plain`.
+    places = [place for place in places if summary.get(f"{place[2]}with_residuals", True)]
     rivals = {
         name: title
         for name, title in RIVALS.items()

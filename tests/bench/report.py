@@ -22,23 +22,22 @@ from bench.readme_section import digest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests/bench/results"
-GPUS = ("h100", "h200")
-"""Folders of results, of which the first that is there is shown: the H100 is what the plans and
-the targets are made for."""
-
 ACCURACY = "tests/bench/results/accuracy/accuracy.json"
 
 
 def chosen_folder() -> pathlib.Path:
-    """The folder whose figures README.md shows.
+    """The folder whose figures README.md shows: of the GPU that was measured last.
 
     Raises:
         FileNotFoundError: if there are none.
     """
-    for gpu in GPUS:
-        if (RESULTS / gpu / "summary.json").exists():
-            return RESULTS / gpu
-    raise FileNotFoundError(f"no summary.json in {', '.join(GPUS)} of {RESULTS}")
+    found = {
+        json.loads(path.read_text())["date"]: path.parent
+        for path in sorted(RESULTS.glob("*/summary.json"))
+    }
+    if not found:
+        raise FileNotFoundError(f"no summary.json in a folder of {RESULTS}")
+    return found[max(found)]
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -65,7 +64,7 @@ def replace_section(readme: str, name: str, section: str) -> str:
 def main() -> int | str:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "folder", type=pathlib.Path, nargs="?", help=f"of the JSON files (the first of {GPUS})"
+        "folder", type=pathlib.Path, nargs="?", help="of the JSON files (the last measured)"
     )
     parser.add_argument("--check", action="store_true", help="only compare, change nothing")
     args = parser.parse_args()

@@ -19,6 +19,8 @@ if __name__ == "__main__":
 from bench import kind_summary
 from bench.geomean import geomean
 
+from jax_qconv._networks import NETWORKS as LAYERS
+
 ORIGIN = ("device", "driver", "jax", "jaxlib", "cudnn", "jax_qconv", "commit", "date", "copy_gbps")
 """Taken from layers.json as they are, as is int8_tops where it was measured."""
 
@@ -99,17 +101,17 @@ def summarise(layers: dict[str, Any], **more: Any) -> dict[str, Any]:
     if "gpu_tests" in more:
         for name in ("passed", "failed", "error", "skipped", "elements_compared"):
             summary[f"gpu_tests.{name}"] = more["gpu_tests"][name]
-    for suite in sorted({suite for row in layers["rows"] for suite in _suites(row)}):
-        of_suite = [row for row in layers["rows"] if suite in _suites(row)]
-        for batch in sorted({row["batch"] for row in of_suite}):
-            rows = [row for row in of_suite if row["batch"] == batch]
-            if suite == "resnet50":
-                key, against_roofline = f"layers.b{batch}", plain(layers["rows"], batch)
-            else:
-                key, against_roofline = f"suites.{suite}.b{batch}", rows
-            figures = _of_rows(rows) | _over_roofline(against_roofline, layers)
-            figures |= _of_each(rows) if suite == "resnet50" else {}
-            summary |= {f"{key}.{name}": value for name, value in figures.items()}
+    for batch in sorted({row["batch"] for row in layers["rows"]}):
+        suites = _whole_suites([row for row in layers["rows"] if row["batch"] == batch])
+        rows = suites.pop("resnet50", None)
+        for suite, others in suites.items():
+            figures = _of_rows(others) | _over_roofline(others, layers)
+            summary |= {f"suites.{suite}.b{batch}.{k}": v for k, v in figures.items()}
+        figures = {"with_residuals": rows is not None}
+        if rows := rows or suites.get("resnet50_plain"):
+            figures |= _of_rows(rows) | _over_roofline(plain(layers["rows"], batch), layers)
+            figures |= _of_each(rows)
+            summary |= {f"layers.b{batch}.{k}": v for k, v in figures.items()}
     for name in ("elements_compared", "elements_wrong"):
         summary[f"programs.{name}"] = sum(row.get(name, 0) for row in layers["rows"])
         if "kinds" in more:
@@ -128,6 +130,16 @@ def summarise(layers: dict[str, Any], **more: Any) -> dict[str, Any]:
         for name in ("problems", "picked", "geomean", "worst"):
             summary[f"plans.model.held_out.{name}"] = held_out[name]
     return summary
+
+
+def _whole_suites(rows: Rows) -> dict[str, Rows]:
+    """The rows of each network all of whose layers are among those of a batch size."""
+    found: dict[str, Rows] = {}
+    for row in rows:
+        for suite in _suites(row):
+            found.setdefault(suite, []).append(row)
+    sizes = {name: len(layers) for name, layers in LAYERS.items()}
+    return {suite: found[suite] for suite in sorted(found) if len(found[suite]) >= sizes[suite]}
 
 
 def _suites(row: dict[str, Any]) -> list[str]:
