@@ -134,7 +134,7 @@ def of_fashion_mnist(
         return fashion_mnist.figures(test.labels, *map(np.concatenate, (in_float, in_int8)))
 
     return Case(
-        title=f"{title} on Fashion-MNIST" + (", mean of trainings" if len(seeds) > 1 else ""),
+        title=f"{title} on Fashion-MNIST" + (f", mean of {len(seeds)} trainings" if len(seeds) > 1 else ""),
         function=FASHION_MNIST_NETS[net].apply,
         weights=[load_weights(weights_path(FOLDER, net, seed))[0] for seed in seeds],
         folds=[Fold(shown, judged)],
