@@ -133,8 +133,9 @@ def of_fashion_mnist(
     def figures(in_float: Outputs, in_int8: Outputs) -> dict[str, float]:
         return fashion_mnist.figures(test.labels, *map(np.concatenate, (in_float, in_int8)))
 
+    several = f", mean of {len(seeds)} trainings" if len(seeds) > 1 else ""
     return Case(
-        title=f"{title} on Fashion-MNIST" + (f", mean of {len(seeds)} trainings" if len(seeds) > 1 else ""),
+        title=f"{title} on Fashion-MNIST{several}",
         function=FASHION_MNIST_NETS[net].apply,
         weights=[load_weights(weights_path(FOLDER, net, seed))[0] for seed in seeds],
         folds=[Fold(shown, judged)],
