@@ -79,9 +79,8 @@ def _compensated(w: jax.Array, scale: jax.Array, second: jax.Array, noise: jax.A
     taps = len(w)
     order = jnp.argsort(-jnp.diagonal(second), stable=True)
     h = second[order][:, order]
-    # What is never active has no say, and moments summed up in float32 may be off by as much: this
-    # keeps the matrix regular.
-    least = 1e-3 * jnp.trace(h) / taps + 2.0**-126
+    # What is never active has no say, and few samples say little of rare inputs: GPTQ's damping.
+    least = 1e-2 * jnp.trace(h) / taps + 2.0**-126
     h = h + jnp.eye(taps, dtype=h.dtype) * (noise + least)
     inverse = jax.scipy.linalg.cho_solve(
         (jnp.linalg.cholesky(h), True), jnp.eye(taps, dtype=h.dtype)
@@ -95,7 +94,7 @@ def _compensated(w: jax.Array, scale: jax.Array, second: jax.Array, noise: jax.A
         return left - upper[i][:, None] * error[None], done.at[i].set(integers.astype(jnp.int8))
 
     _, done = jax.lax.fori_loop(0, taps, one, (w[order], jnp.zeros(w.shape, jnp.int8)))
-    nearest = jnp.clip(jnp.round(w / scale), -127, 127).astype(jnp.int8)
+    nearest = jnp.clip(jnp.round(w / scale[None]), -127, 127).astype(jnp.int8)
     # Moments that are no moments have no factors.
     return jnp.where(jnp.isfinite(upper).all(), jnp.zeros_like(done).at[order].set(done), nearest)
 
