@@ -97,12 +97,13 @@ int64_t WarpChannels(int64_t channels) {
 }
 
 int64_t BlockChannels(int64_t k, int64_t most) {
+  int64_t best = 8;
   for (int64_t channels = most / 8 * 8; channels > 8; channels -= 8) {
-    if (k % channels == 0 && 2 * WarpChannels(channels) >= std::min<int64_t>(64, k)) {
-      return channels;
-    }
+    if (k % channels) continue;
+    if (2 * WarpChannels(channels) >= std::min<int64_t>(64, k)) return channels;
+    if (best == 8 || WarpChannels(channels) > WarpChannels(best)) best = channels;
   }
-  return 8;
+  return best;
 }
 
 std::vector<PlanName> KernelSource::Suggestions(const Problem& problem) const {

@@ -29,7 +29,7 @@ inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t WarpChannels(int64_t channels);
 
 // Output channels of a block there: the most up to a number that divide them, of which no warp has
-// few.
+// few; where there are none, those of which a warp has the most.
 int64_t BlockChannels(int64_t k, int64_t most);
 
 // `source` lives as long as the process.

@@ -15,8 +15,9 @@ namespace jax_qconv {
 //
 // Engines: "cudnn" is cuDNN's graph of the convolution and its epilogue; "cudnn_bare" is its
 // convolution alone, for int32 outputs; others are own kernels. The index is a kernel family,
-// by cuDNN's own number or that of the engine's header. "cudnn" without one is deferred: the
-// fastest verified one of what the problem's engines suggest, be they cuDNN or not.
+// by cuDNN's own number or that of the engine's header. "auto", and
+// "cudnn" without one, are deferred: the fastest verified one of what all the problem's engines
+// suggest, or cuDNN.
 struct PlanName {
   std::string engine;
   std::optional<int64_t> index;

@@ -11,9 +11,10 @@ namespace {
 constexpr int64_t kRows = 0, kCols = 1, kRun = 2;        // knobs
 constexpr int64_t kHalf = 16;                            // terms that are taken from one place
 constexpr int64_t kMostRowTerms = 64, kMostTerms = 512;  // of a kernel row, and of all
-constexpr int64_t kMostShared = 227 * 1024;              // bytes that a block can have, of sm_90
-constexpr int64_t kMostWarps = 8;                        // of a block
-constexpr int64_t kFewBlocks = 132;                      // that a large GPU needs to be busy
+constexpr int64_t kMostStride = 64;
+constexpr int64_t kMostShared = 227 * 1024;  // bytes that a block can have, of sm_90
+constexpr int64_t kMostWarps = 8;            // of a block
+constexpr int64_t kFewBlocks = 132;          // that a large GPU needs to be busy
 
 struct Tile {
   int64_t rows, cols, run;
@@ -46,9 +47,11 @@ int64_t Blocks(const Problem& p, const Tile& tile) {
 // Empty, or why a tile can't be used.
 std::string WhyNot(const Problem& p, const Tile& tile) {
   if (!IsStem(p)) {
-    return StrCat("it is for convolutions to int8 of up to ", kMostRowTerms,
-                  " bytes in a kernel row, without groups, dilation or a residual, to a multiple "
-                  "of 8 channels, and activations that are exact");
+    return StrCat("it is for convolutions of two axes and several taps to int8, of up to ",
+                  kMostRowTerms, " bytes in a kernel row and ", kMostTerms,
+                  " in all rows (each filled up to 16), without groups, dilation, a residual or "
+                  "strides beyond ",
+                  kMostStride, ", to a multiple of 8 channels, and activations that are exact");
   }
   constexpr int64_t kMostSide = 1024, kMostRun = int64_t{1} << 20;
   if (tile.rows < 1 || tile.rows > kMostSide || tile.cols < 16 || tile.cols > kMostSide ||
@@ -109,7 +112,8 @@ ErrorOr<KernelSpec> Kernel(const Problem& p, const PlanName& name) {
 
 bool IsStem(const Problem& p) {
   return p.rank == 2 && p.groups == 1 && p.dilation[1] == 1 && p.dilation[2] == 1 &&
-         p.out == OutType::kInt8 && !p.residual && !p.approximate() &&  // whose code spills
+         p.strides[1] <= kMostStride && p.strides[2] <= kMostStride && p.out == OutType::kInt8 &&
+         p.offset != Offset::kMap && !p.residual && !p.approximate() &&  // whose code spills
          p.kernel[1] * p.kernel[2] > 1 && p.c % 4 == 0 && p.k % 8 == 0 &&
          p.kernel[2] * p.c <= kMostRowTerms && Terms(p) <= kMostTerms;
 }

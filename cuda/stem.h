@@ -1,8 +1,7 @@
 // The engine "stem": kernels/stem.cu, specialised to a problem.
 //
 // stem:0:rows=4,cols=112,run=4  a block makes tiles of so many rows and columns of pixels, one
-// after
-//                               the other: convolutions of few channels to int8
+//                               after the other: convolutions of few channels to int8
 
 #pragma once
 

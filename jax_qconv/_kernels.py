@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any
 
-from jax_qconv import _native, _plan_store, _plans
+from jax_qconv import _native, _plan_model, _plan_store, _plans
 from jax_qconv._collect import calls_of
 from jax_qconv._problem import Problem
 from jax_qconv._spec import is_int
@@ -37,9 +37,9 @@ def export_kernels(
 ) -> int:
     """Compile the package's own kernels that ``fn`` may need, for machines without NVRTC.
 
-    They are those that convolve (depthwise convolutions), for the plans that are stored for GPUs
-    of this architecture and for those that are tried without, and those that verify plans, which
-    also cuDNN's need. Needs NVRTC, but no GPU. cuDNN's kernels aren't among them.
+    They are those that convolve (depthwise and 1x1 convolutions and first layers), for the plans
+    that a call may get on GPUs of this architecture, and those that verify plans, which also
+    cuDNN's need. Needs NVRTC, but no GPU. cuDNN's kernels aren't among them.
 
     Args:
         path: of the file to write; its bytes depend on the kernels and versions only.
@@ -160,8 +160,13 @@ def _sources(
     sources: dict[str, str] = {}
     for problem, plan in calls:
         text, pinned = str(problem), plan is not None
-        # Without a choice those that the engines suggest are tried.
-        for name in [plan] if pinned else [_plans.DEFERRED, *stored.get(text, ())]:
+        names = [plan]
+        if not pinned:
+            # Without a choice those that the engines suggest are tried.
+            names = [_plans.DEFERRED, *stored.get(text, ())]
+            names += _plan_store.similar_plans(problem, compute_capability)
+            names += list(_plan_model.rank(problem, compute_capability))[:1]
+        for name in dict.fromkeys(names):
             needed = extension.kernels_of(text, name, pinned)
             sources |= {source: file for file, source in needed}
     return sources

@@ -26,6 +26,9 @@ HOPPER_STEP = 16
 AMPERE_END = 64
 """Input channels from which on the older engine was never the fastest."""
 
+FIRST_LAYER = 4
+"""Up to so many input channels the kernel of first layers is the fastest, and cuDNN's far off."""
+
 POINTWISE, POINTWISE_STEP = "pointwise:0", 32
 """This package's kernel, and the channels of its products."""
 
@@ -44,10 +47,10 @@ def rank_by(model: dict[str, Any], problem: Problem) -> dict[str, float]:
     """`rank`, by a given model."""
     if problem.out_dtype == "int32" or problem.rank != 2 or problem.groups != 1:
         return {}
-    own = _native.extension().own_plans(str(problem))
-    if own and not own[0].startswith(POINTWISE):
-        return {}
     channels = problem.x_shape[3]
+    own = _native.extension().own_plans(str(problem))
+    if channels <= FIRST_LAYER and own and not own[0].startswith(POINTWISE):
+        return {}
     suits = {HOPPER: channels % HOPPER_STEP == 0, AMPERE: channels < AMPERE_END}
     known = model["configurations"]
     estimates = {

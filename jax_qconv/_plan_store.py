@@ -173,6 +173,13 @@ def _found(table: Table, problem: str, *, exact: bool) -> Found:
     return Found(entry["plan"], f"shipped, tuned on {made_on}", exact, entry["us"])
 
 
+def similar_plans(problem: Problem, compute_capability: int) -> list[str]:
+    """The plans that `find_similar` may choose on the GPUs of an architecture."""
+    tables = [t for t in shipped() if t.target.compute_capability == compute_capability]
+    found = [(table, table.by_geometry.get(problem.geometry)) for table in tables]
+    return [table.plans[similar]["plan"] for table, similar in found if similar is not None]
+
+
 def plans_by_problem(compute_capability: int) -> dict[str, list[str]]:
     """The plans that `find` may choose on the GPUs of an architecture."""
     tables = [entry for table in shipped() for entry in table.entries()]

@@ -102,8 +102,9 @@ class QuantizedModel:
         )
         if not all(map(is_concrete, jax.tree.leaves(parameters))):
             return self._packed(parameters, self.calibration)[0]
-        # As constants of the program, scales would have it compiled again for each of them.
-        packed, finite = jax.jit(self._packed)(parameters, self.calibration)
+        # As constants of the program, scales would have it compiled again for each of them; on the
+        # devices that calibration used, they would be in the way of other ones.
+        packed, finite = jax.jit(self._packed)(parameters, jax.device_get(self.calibration))
         for name, good in finite.items():
             if not good:
                 raise ValueError(
@@ -116,6 +117,8 @@ class QuantizedModel:
         self, parameters: Any, calibration: Calibration
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """Packed parameters, and for each layer whether its weights are finite."""
+        # The same bytes, whether it is made of constants or of arguments.
+        calibration = jax.lax.optimization_barrier(calibration)
         network = next(iter(self.networks.values()))
         graph = network.graph
         leaves = jax.tree.leaves(parameters)

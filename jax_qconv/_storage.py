@@ -2,7 +2,8 @@
 
 `prepack` pads to what suits dense kernels of several taps, for it sees one layer. Where a whole
 network is known, tensors that only 1x1 and depthwise convolutions touch are padded less: memory is
-these layers' limit, and padded channels are read and written like others.
+these layers' limit, and padded channels are read and written like others. What becomes int8 between
+layers is padded by the rule, and cut where a layer reads it.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def tune_problems(
     for text, problem in by_text.items():
         names = list(_plan_model.rank(problem, target.compute_capability))
         count = CANDIDATES if candidates is None else candidates
-        few = names[:count] if names and isinstance(count, int) else None
+        asked = names or candidates is not None
+        few = names[:count] if isinstance(count, int) and asked else None
         named = (only or {}).get(problem)
         tasks.append(Task(text, few if named is None else named, suggestions=named is None))
     for task, result in search(tasks, device=device, workers=workers):

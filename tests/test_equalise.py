@@ -130,3 +130,10 @@ def test_equalised_layers_can_be_compensated_and_corrected(net):
     fitted = quantized(function, p, x, rounding="compensated", bias_correction=True, **options)
     wanted = function(p, x)
     assert sqnr(wanted, fitted(fitted.params, x)) > sqnr(wanted, plain(plain.params, x))
+
+
+def test_jitted_packing_gives_the_same_bytes_whatever_was_learned(net):
+    function, params, x = net
+    model = quantized(function, params, x, equalise=True, bias_correction=True)
+    found, wanted = jax.jit(model.pack)(params), model.params
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)

@@ -1,6 +1,7 @@
 """Sets of compiled kernels: what goes into a file, and what comes out of it, without a compiler."""
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import jax_qconv
-from jax_qconv import __main__, _kernels, _native, _plan_store
+from jax_qconv import __main__, _kernels, _native, _plan_model, _plan_store
 from jax_qconv._collect import problems_of
 from jax_qconv._plan_store import Entry, Target
 
@@ -268,6 +269,27 @@ def test_without_a_stored_plan_those_that_are_tried_are_exported(compiled, file)
     assert len(compiled) == len(found) == 7
 
 
+def test_what_the_model_or_a_similar_convolution_chooses_is_exported(compiled, file, monkeypatch):
+    def pointwise(x, activation):
+        packed = jax_qconv.prepack(np.ones((1, 1, 32, 64), np.float32))
+        packed = packed.bind(x_scale=1.0, out_scale=1.0, activation=activation)
+        return jax_qconv.qconv(jax_qconv.QTensor(x, 1.0), packed).values
+
+    wanted, other = (
+        problem
+        for activation in ("relu", "relu6")
+        for problem in problems_of(functools.partial(pointwise, activation=activation), X)
+    )
+    modelled, tuned = (f"pointwise:0:rows={rows},cols=32,run=2" for rows in (32, 64))
+    entry = {"plan": tuned, "us": 1.0, "tried": "all", "date": "2026-01-01", "version": "0.1.0"}
+    table = _plan_store.Table(Target("A", 90, "9.19.0"), {str(other): entry})
+    monkeypatch.setattr(_plan_store, "shipped", lambda: (table,))
+    monkeypatch.setattr(_plan_model, "rank", lambda problem, capability: {modelled: 1.0, "a": 2.0})
+    found = set(exported(file, functools.partial(pointwise, activation="relu")))
+    plans = [*extension.own_plans(str(wanted))[:3], modelled, tuned]
+    assert found == hashes(str(wanted), plans) | {CHECKER}
+
+
 def test_plans_that_are_stored_for_the_architecture_are_exported_too(compiled, file):
     (problem,) = map(str, problems_of(depthwise, X))
     stored, other = extension.own_plans(problem)[7:9]
@@ -341,10 +363,11 @@ def test_exporting_without_nvrtc_says_how_to_get_it(file, monkeypatch):
 def test_the_command_line_exports_and_loads(compiled, file, capsys):
     export = ["kernels", "export", str(file), "--model", "resnet18", "unet", "--batch", "1,8"]
     assert __main__.main([*export, "--compute-capability", "86"]) is None
-    assert capsys.readouterr().out == f"1 written to {file}.\n"
-    assert compiled == [("check_conv.cu", 86)]
+    assert capsys.readouterr().out == f"{len(compiled)} written to {file}.\n"
+    # Both begin with a layer that has a kernel of its own.
+    assert {("check_conv.cu", 86), ("stem.cu", 86)} <= set(compiled)
     assert __main__.main(["kernels", "load", str(file)]) is None
-    assert capsys.readouterr().out == "1 taken over.\n"
+    assert capsys.readouterr().out == f"{len(compiled)} taken over.\n"
     file.write_bytes(b"?")
     complaint = __main__.main(["kernels", "load", str(file)])
     assert complaint.startswith("jax_qconv kernels load: ") and str(file) in complaint

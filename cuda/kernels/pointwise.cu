@@ -7,10 +7,10 @@
 //
 // A block has kCols output channels, whose weights stay in shared memory, and walks down kRun tiles
 // of kRows pixels. While it works on one, the inputs and residuals of the next are on their way
-// into the other half of its buffers (cp.async). A warp computes 32 pixels by 64 channels with
-// m16n8k32 products. Outputs take the places of the residuals that they were made from, and leave
-// from there in rows of whole sectors. Rows in shared memory are 16 bytes longer than they need to
-// be: then eight of them, read or written side by side, have banks of their own.
+// into the other half of its buffers (cp.async). A warp computes 32 pixels by up to 64 channels
+// with m16n8k32 products. Outputs take the places of the residuals that they were made from, and
+// leave from there in rows of whole sectors. Rows in shared memory are 16 bytes longer than they
+// need to be: then eight of them, read or written side by side, have banks of their own.
 //
 // The blocks of all channels of a tile run at the same time, so that its inputs come from memory
 // once.

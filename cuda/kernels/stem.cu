@@ -152,17 +152,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) stem(Operands o) {
       int sums[kDown][kAcross][4];
 #pragma unroll
       for (int i = 0; i < kDown * kAcross * 4; ++i) {
-        const int down = i / 4 / kAcross, k = i / 4 % kAcross * 8 + lane % 4 * 2 + i % 2;
-        int& sum = sums[down][i / 4 % kAcross][i % 4];
-        sum = kParams.offset == kPerChannel ? z[k] : 0;
-        if (kParams.offset == kMap) {
-          const int part = pair * kDown + down;
-          const int p = place.row + row_of(part);
-          const int q = place.col + col_of(part) + lane / 4 + i % 4 / 2 * 8;
-          const bool inside = p < kParams.out_size[1] && q < kParams.out_size[2];
-          const int at = (p * kParams.out_size[2] + q) * kParams.k + channel + k;
-          sum = inside ? __ldg(static_cast<const int*>(o.z) + at) : 0;
-        }
+        const int k = i / 4 % kAcross * 8 + lane % 4 * 2 + i % 2;
+        sums[i / 4 / kAcross][i / 4 % kAcross][i % 4] = kParams.offset == kPerChannel ? z[k] : 0;
       }
       sum_up(sums, x, w);
       finish_tile(own, sums, channels, places + lane / 4 * kColsStride + lane % 4 * 2,

@@ -151,11 +151,19 @@ def stem(c: int, k: int, kernel: int, stride: int, *, size=224, n=32, **fields) 
 STEM = {
     "7x7": stem(4, 64, 7, 2),
     "3x3/2": stem(4, 32, 3, 2, activation="clip"),
-    "3x3": stem(4, 64, 3, 1, offset="map"),
+    "3x3": stem(4, 64, 3, 1, offset="channel"),
     "wide": stem(16, 96, 4, 1, size=112, activation="prelu", offset="channel"),
     "hard-swish": stem(4, 16, 3, 2, activation="hard_swish", requantize=True),
 }
 PRODUCTS = POINTWISE | STEM
+
+
+@pytest.mark.parametrize("k", range(8, 520, 8))
+def test_blocks_have_as_many_channels_as_divide_them(k):
+    plans = _native.extension().own_plans(pointwise(64, k, size=56))
+    cols = max(int(plan.split("cols=")[1].split(",")[0]) for plan in plans)
+    dividing = [n for n in range(8, min(k, 128) + 1, 8) if k % n == 0]
+    assert cols in dividing and (cols > 8 or dividing == [8])
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -197,6 +205,10 @@ DENSE += "activation=none slope=0.0 residual=0"
         (POINTWISE["64"], "pointwise:0:rows=48,cols=64,run=1", "rows must be a multiple of 32"),
         (POINTWISE["64"], "pointwise:0:rows=64,cols=128,run=1", "divide the 64 output channels"),
         (POINTWISE["64"], "pointwise:1:rows=64,cols=64,run=1", "there is pointwise:0"),
+        (stem(4, 64, 3, 65), "stem:0:rows=2,cols=16,run=1", "strides beyond 64"),
+        (POINTWISE["64"], "stem:0:rows=2,cols=16,run=1", "several taps"),
+        (STEM["7x7"], "stem:0:rows=1,cols=16,run=1", "one of 32"),
+        (STEM["7x7"], "stem:0:rows=64,cols=128,run=1", "too large for shared memory"),
         (POINTWISE["long"], "pointwise:0:rows=512,cols=64,run=1", "too large for shared memory"),
         (TILED["3x3"], "depthwise:0", "needs both rows= and cols="),
         (TILED["3x3"], "depthwise:0:rows=0,cols=1", "must be from 1 to"),

@@ -143,6 +143,8 @@ def main() -> int | str:
             write(path, results)
         ways, rows = systems(name), models[name]["rows"]
         chosen = [way for way in ways if args.systems is None or way in args.systems]
+        if not chosen:
+            return f"{name} has none of these systems, but {', '.join(ways)}."
         for _ in nets.timed(ways, rows, batches=args.batch, chosen=chosen, core=chosen):
             write(path, results | {"clocks_after": clocks()})
     wrong = [name for name, found in models.items() if not found["exact"]]
