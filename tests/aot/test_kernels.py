@@ -192,7 +192,7 @@ def test_plan_names_are_spelled_as_they_are_parsed(name):
     assert len(set(plans)) == len(plans)
 
 
-DENSE = "x=1,8,8,16 w=16,3,3,16 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 out=int8 "
+DENSE = "x=1,8,8,64 w=16,3,3,64 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 out=int8 "
 DENSE += "activation=none slope=0.0 residual=0"
 
 
