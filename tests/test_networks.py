@@ -97,8 +97,10 @@ def test_the_problems_of_a_network_are_its_layers_as_stored(name):
             assert problem.out_shape == (8, p, q, k)
 
 
-def test_the_stem_is_a_convolution_of_blocks():
-    assert problem_of(RESNET50[0], 8).w_shape == (4 * 64, 3, 3, 4 * 4 * 4)
+def test_the_stem_is_a_convolution_of_pixels_unless_its_kernel_is_as_large_as_its_strides():
+    assert problem_of(RESNET50[0], 8).w_shape == (64, 7, 7, 4)
+    patches = Layer(3, 224, 224, 64, 4, 4, stride=4)
+    assert problem_of(patches, 8).w_shape == (64, 1, 1, 4 * 4 * 4)
 
 
 @pytest.mark.parametrize(
