@@ -201,7 +201,7 @@ def test_other_kinds_of_convolution_over_the_batch(mesh, x_shape, w_shape, pack)
 
 @pytest.mark.parametrize("mesh", [AxisType.Explicit], indirect=True, ids=str)
 def test_explicitly_sharded_pixels_of_a_recast_convolution_are_refused(mesh):
-    packed = prepack(np.ones((7, 7, 3, 8), np.float32), strides=2)
+    packed = prepack(np.ones((7, 7, 3, 8), np.float32), strides=2, space_to_depth=True)
     x = QTensor(jnp.zeros((2, 16, 16, 3), jnp.int8), jnp.float32(0.5))
     x = put(mesh, x, x.specs(P(None, "devices")))
     with pytest.raises(ValueError, match=r"x is sharded as .* only N of x may be.*shard_map"):
