@@ -85,15 +85,10 @@ std::vector<PlanName> Plans(const Problem& problem) {
   return plans;
 }
 
-Error Refuse(const Problem& problem, const PlanName& name, const std::string& why) {
-  return Error::InvalidArgument(StrCat("plan '", name.ToString(), "' can't run '", problem.text,
-                                       "': ", why, "; leave plan= out to have one chosen"));
-}
-
 ErrorOr<KernelSpec> Kernel(const Problem& problem, const PlanName& name) {
   const auto& p = problem;
   const auto refuse = [&](const std::string& why) {
-    return Unexpected(Refuse(problem, name, why));
+    return Unexpected(CantRun(problem, name, why));
   };
   if (!p.depthwise()) return refuse("its groups aren't of one input channel each");
   Tile tile;

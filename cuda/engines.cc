@@ -9,37 +9,51 @@
 namespace jax_qconv {
 namespace {
 
-const Engine& DepthwiseEngine() {
-  static const auto* engine = MakeKernelEngine(Depthwise()).release();
-  return *engine;
+// An engine of own kernels, and which problems it takes.
+struct Own {
+  const KernelSource* source;
+  bool (*takes)(const Problem& problem);
+  std::unique_ptr<Engine> engine;
+};
+
+const std::vector<Own>& OwnEngines() {
+  static const auto* all = [] {
+    auto* made = new std::vector<Own>;
+    const auto add = [&](const KernelSource& source, bool (*takes)(const Problem&)) {
+      made->push_back({&source, takes, MakeKernelEngine(source)});
+    };
+    add(Depthwise(), [](const Problem& problem) { return problem.depthwise(); });
+    add(Stem(), &IsStem);
+    add(Pointwise(), &IsPointwise);
+    return made;
+  }();
+  return *all;
 }
 
-const Engine& PointwiseEngine() {
-  static const auto* engine = MakeKernelEngine(Pointwise()).release();
-  return *engine;
+// The one that takes a problem; null without any.
+const Own* OwnFor(const Problem& problem) {
+  for (const Own& own : OwnEngines()) {
+    if (own.takes(problem)) return &own;
+  }
+  return nullptr;
 }
 
-const Engine& StemEngine() {
-  static const auto* engine = MakeKernelEngine(Stem()).release();
-  return *engine;
-}
-
-// The own kernels of a problem; null without any.
-const KernelSource* OwnSource(const Problem& problem) {
-  if (problem.depthwise()) return &Depthwise();
-  if (IsStem(problem)) return &Stem();
-  return IsPointwise(problem) ? &Pointwise() : nullptr;
+// The one that a plan is of; null if it is of none.
+const Own* OwnOf(const PlanName& name) {
+  for (const Own& own : OwnEngines()) {
+    if (name.engine == own.source->name) return &own;
+  }
+  return nullptr;
 }
 
 }  // namespace
 
 std::vector<const Engine*> EnginesFor(const Problem& problem, bool cudnn_only) {
+  const Own* own = OwnFor(problem);
   // cuDNN has no fused depthwise kernel of int8, and its bare one was wrong.
-  if (problem.depthwise()) return {&DepthwiseEngine()};
-  if (cudnn_only) return {&CudnnEngine()};
-  if (IsStem(problem)) return {&CudnnEngine(), &StemEngine()};
-  if (IsPointwise(problem)) return {&CudnnEngine(), &PointwiseEngine()};
-  return {&CudnnEngine()};
+  if (problem.depthwise()) return {own->engine.get()};
+  if (cudnn_only || own == nullptr) return {&CudnnEngine()};
+  return {&CudnnEngine(), own->engine.get()};
 }
 
 ErrorOr<std::string> EngineVersions(const Problem& problem) {
@@ -53,31 +67,24 @@ ErrorOr<std::string> EngineVersions(const Problem& problem) {
 
 ErrorOr<const Engine*> EngineOf(const PlanName& name) {
   if (name.engine == "cudnn" || name.engine == "cudnn_bare") return &CudnnEngine();
-  if (name.engine == Depthwise().name) return &DepthwiseEngine();
-  if (name.engine == Pointwise().name) return &PointwiseEngine();
-  if (name.engine == Stem().name) return &StemEngine();
+  if (const Own* own = OwnOf(name)) return own->engine.get();
   return Unexpected(Error::Internal(StrCat("plan '", name.ToString(), "' has no engine")));
 }
 
 std::vector<PlanName> OwnPlans(const Problem& problem) {
-  const KernelSource* source = OwnSource(problem);
-  return source == nullptr ? std::vector<PlanName>{} : source->plans(problem);
+  const Own* own = OwnFor(problem);
+  return own == nullptr ? std::vector<PlanName>{} : own->source->plans(problem);
 }
 
 std::vector<PlanName> OwnSuggestions(const Problem& problem) {
-  const KernelSource* source = OwnSource(problem);
-  return source == nullptr ? std::vector<PlanName>{} : source->Suggestions(problem);
+  const Own* own = OwnFor(problem);
+  return own == nullptr ? std::vector<PlanName>{} : own->source->Suggestions(problem);
 }
 
-bool IsOwn(const PlanName& name) {
-  const auto is = [&](const KernelSource& source) { return name.engine == source.name; };
-  return !name.deferred() && (is(Depthwise()) || is(Pointwise()) || is(Stem()));
-}
+bool IsOwn(const PlanName& name) { return !name.deferred() && OwnOf(name) != nullptr; }
 
 ErrorOr<KernelSpec> OwnKernel(const Problem& problem, const PlanName& name) {
-  for (const KernelSource* source : {&Depthwise(), &Pointwise(), &Stem()}) {
-    if (name.engine == source->name && !name.deferred()) return source->kernel(problem, name);
-  }
+  if (IsOwn(name)) return OwnOf(name)->source->kernel(problem, name);
   return Unexpected(Error::InvalidArgument(
       StrCat("plan '", name.ToString(), "' isn't one of an engine with own kernels")));
 }

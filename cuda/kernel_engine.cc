@@ -89,21 +89,9 @@ class KernelEngine : public Engine {
 
 }  // namespace
 
-int64_t WarpChannels(int64_t channels) {
-  constexpr int64_t kMost = 64;  // whose sums fit a thread's registers
-  int64_t most = std::min(kMost, channels);
-  while (channels % most || most % 8) --most;
-  return most;
-}
-
-int64_t BlockChannels(int64_t k, int64_t most) {
-  int64_t best = 8;
-  for (int64_t channels = most / 8 * 8; channels > 8; channels -= 8) {
-    if (k % channels) continue;
-    if (2 * WarpChannels(channels) >= std::min<int64_t>(64, k)) return channels;
-    if (best == 8 || WarpChannels(channels) > WarpChannels(best)) best = channels;
-  }
-  return best;
+Error CantRun(const Problem& problem, const PlanName& name, const std::string& why) {
+  return Error::InvalidArgument(StrCat("plan '", name.ToString(), "' can't run '", problem.text,
+                                       "': ", why, "; leave plan= out to have one chosen"));
 }
 
 std::vector<PlanName> KernelSource::Suggestions(const Problem& problem) const {

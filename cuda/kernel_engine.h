@@ -25,12 +25,8 @@ struct KernelSource {
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Output channels of a warp on the matrix units: a block's are dealt out evenly, in products of 8.
-int64_t WarpChannels(int64_t channels);
-
-// Output channels of a block there: the most up to a number that divide them, of which no warp has
-// few; where there are none, those of which a warp has the most.
-int64_t BlockChannels(int64_t k, int64_t most);
+// That a plan can't run a problem, and why.
+Error CantRun(const Problem& problem, const PlanName& name, const std::string& why);
 
 // `source` lives as long as the process.
 std::unique_ptr<Engine> MakeKernelEngine(const KernelSource& source);

@@ -122,6 +122,7 @@ SOURCES = [
     "cudnn_engine",
     "kernel_engine",
     "kernel_literal",
+    "tile_plans",
     "depthwise",
     "pointwise",
     "stem",
