@@ -146,38 +146,29 @@ def find(problem: str, target: Target) -> Found | None:
 
 def find_shipped(problem: str, target: Target) -> Found | None:
     """The plan for a problem from the package's tables only: the same in every process."""
-    for table in _tables_for(target):
+    for table in _tables_for(target.compute_capability, target.gpu):
         if problem in table.plans:
-            return _found(table, problem, exact=table.target == target)
+            made_on = f"{table.target.gpu} with cuDNN {table.target.cudnn}"
+            entry = table.plans[problem]
+            exact = table.target == target
+            return Found(entry["plan"], f"shipped, tuned on {made_on}", exact, entry["us"])
     return None
 
 
-def find_similar(problem: Problem, target: Target) -> Found | None:
-    """The shipped plan of a convolution that differs in its padding or what follows it only."""
-    for table in _tables_for(target):
-        similar = table.by_geometry.get(problem.geometry)
-        if similar is not None:
-            return _found(table, similar, exact=False)
-    return None
+def similar_plans(problem: Problem, compute_capability: int, gpu: str = "") -> list[str]:
+    """Shipped plans of convolutions that differ in their padding or what follows them only.
 
-
-def _tables_for(target: Target) -> list[Table]:
-    """Those of its architecture, that of the very model first."""
-    tables = [t for t in shipped() if t.target.compute_capability == target.compute_capability]
-    return sorted(tables, key=lambda table: table.target.gpu != target.gpu)
-
-
-def _found(table: Table, problem: str, *, exact: bool) -> Found:
-    made_on = f"{table.target.gpu} with cuDNN {table.target.cudnn}"
-    entry = table.plans[problem]
-    return Found(entry["plan"], f"shipped, tuned on {made_on}", exact, entry["us"])
-
-
-def similar_plans(problem: Problem, compute_capability: int) -> list[str]:
-    """The plans that `find_similar` may choose on the GPUs of an architecture."""
-    tables = [t for t in shipped() if t.target.compute_capability == compute_capability]
+    Of tables of an architecture, that of the very model of GPU first.
+    """
+    tables = _tables_for(compute_capability, gpu)
     found = [(table, table.by_geometry.get(problem.geometry)) for table in tables]
     return [table.plans[similar]["plan"] for table, similar in found if similar is not None]
+
+
+def _tables_for(compute_capability: int, gpu: str) -> list[Table]:
+    """Those of an architecture, that of the very model first."""
+    tables = [t for t in shipped() if t.target.compute_capability == compute_capability]
+    return sorted(tables, key=lambda table: table.target.gpu != gpu)
 
 
 def plans_by_problem(compute_capability: int) -> dict[str, list[str]]:

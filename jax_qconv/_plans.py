@@ -95,8 +95,8 @@ def plan_for(problem: Problem, plan: str | None, autotune: str, *, cudnn_only: b
     if autotune == "on" and alone and device is not None and not (found and found.exact):
         best = _tune(problem, device, cudnn_only)
     if best is None and autotune != "off":
-        similar = _plan_store.find_similar(problem, on)
-        best = None if similar is None or not _can_run(similar.plan, problem) else similar.plan
+        similar = _plan_store.similar_plans(problem, on.compute_capability, on.gpu)[:1]
+        best = next((plan for plan in similar if _can_run(plan, problem)), None)
     if best is not None and (best.startswith(CUDNN) or not cudnn_only):
         return best
     ranked = _plan_model.rank(problem, on.compute_capability)

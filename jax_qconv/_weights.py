@@ -87,16 +87,19 @@ def _compensated(w: jax.Array, scale: jax.Array, second: jax.Array, noise: jax.A
     )
     upper = jnp.linalg.cholesky((inverse + inverse.T) * 0.5).T
 
+    def nearest(row: jax.Array) -> jax.Array:
+        return jnp.clip(jnp.round(row / scale), -127, 127)
+
     def one(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         left, done = state
-        integers = jnp.clip(jnp.round(left[i] / scale), -127, 127)
+        integers = nearest(left[i])
         error = (left[i] - integers * scale) / upper[i, i]
         return left - upper[i][:, None] * error[None], done.at[i].set(integers.astype(jnp.int8))
 
     _, done = jax.lax.fori_loop(0, taps, one, (w[order], jnp.zeros(w.shape, jnp.int8)))
-    nearest = jnp.clip(jnp.round(w / scale[None]), -127, 127).astype(jnp.int8)
     # Moments that are no moments have no factors.
-    return jnp.where(jnp.isfinite(upper).all(), jnp.zeros_like(done).at[order].set(done), nearest)
+    alone = jax.vmap(nearest)(w).astype(jnp.int8)
+    return jnp.where(jnp.isfinite(upper).all(), jnp.zeros_like(done).at[order].set(done), alone)
 
 
 def by_sums(weight: jax.Array, groups: int) -> jax.Array:
