@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 import oracle
+import pytest
 from hypothesis import strategies as st
 from layers import Layer
 
 import jax_qconv
-from jax_qconv import Activation, QTensor
+from jax_qconv import Activation, QTensor, _primitive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +178,17 @@ class Case:
         if isinstance(result, QTensor):
             return np.asarray(result.values)[..., : result.channels]
         return np.asarray(result)
+
+    def problem(self) -> str:
+        """The problem that its call has."""
+        problems = []
+        bind = _primitive.bind
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                _primitive, "bind", lambda p, o, **e: problems.append(p) or bind(p, o, **e)
+            )
+            self.run(jit=False, implementation="reference")
+        return str(problems[-1])
 
     def _pack(self, data: dict[str, Any]) -> jax_qconv.PackedConv:
         g, letters = self.geometry, "DHW"[5 - len(self.geometry.w_shape) :]

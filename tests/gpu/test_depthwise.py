@@ -7,7 +7,7 @@ from cases import Case
 from depthwise_cases import CASES, TRANSCENDENTAL, depthwise
 
 import jax_qconv
-from jax_qconv import _native, _primitive
+from jax_qconv import _native
 
 LARGER = [
     Case(depthwise(56, 56, 64, 3, n=8), activation="relu"),
@@ -18,24 +18,14 @@ LARGER = [
 ]
 
 
-def problem_of(case: Case, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The problem that the call has."""
-    problems = []
-    bind = _primitive.bind
-    with monkeypatch.context() as patch:
-        patch.setattr(_primitive, "bind", lambda p, o, **e: problems.append(p) or bind(p, o, **e))
-        case.run(jit=False, implementation="reference")
-    return str(problems[-1])
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.geometry.w_shape}")
 def test_a_call_gives_the_right_bytes(case, account):
     account.same(case.run(jit=True), case.expected())
 
 
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.geometry.w_shape}")
-def test_every_plan_is_exact(case, account, monkeypatch):
-    problem, extension = problem_of(case, monkeypatch), _native.extension()
+def test_every_plan_is_exact(case, account):
+    problem, extension = case.problem(), _native.extension()
     plans = extension.own_plans(problem)
     assert {plan: extension.verify(problem, plan, 0) for plan in plans} == dict.fromkeys(plans, "")
     for plan in (plans[0], plans[-1]):
@@ -43,14 +33,14 @@ def test_every_plan_is_exact(case, account, monkeypatch):
 
 
 @pytest.mark.parametrize("case", TRANSCENDENTAL, ids=lambda case: f"{case.activation}")
-def test_functions_without_one_right_result_pass_the_checker(case, monkeypatch):
-    problem, extension = problem_of(case, monkeypatch), _native.extension()
+def test_functions_without_one_right_result_pass_the_checker(case):
+    problem, extension = case.problem(), _native.extension()
     plans = extension.own_plans(problem)
     assert {plan: extension.verify(problem, plan, 0) for plan in plans} == dict.fromkeys(plans, "")
 
 
-def test_the_tuner_offers_own_kernels_only(monkeypatch):
-    problem, extension = problem_of(LARGER[0], monkeypatch), _native.extension()
+def test_the_tuner_offers_own_kernels_only():
+    problem, extension = LARGER[0].problem(), _native.extension()
     tuner = extension.Tuner(problem, 0)
     assert tuner.configurations() == extension.own_plans(problem)
     assert tuner.suggestions() == extension.own_plans(problem)[:6]

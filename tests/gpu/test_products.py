@@ -8,7 +8,7 @@ from pointwise_cases import CASES as POINTWISE
 from stem_cases import CASES as STEM
 from stem_cases import stem
 
-from jax_qconv import _native, _primitive
+from jax_qconv import _native
 
 
 def pointwise(size: int, c: int, k: int, **fields) -> Case:
@@ -26,16 +26,6 @@ LARGER = [
 ]
 
 
-def problem_of(case: Case, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The problem that the call has."""
-    problems = []
-    bind = _primitive.bind
-    with monkeypatch.context() as patch:
-        patch.setattr(_primitive, "bind", lambda p, o, **e: problems.append(p) or bind(p, o, **e))
-        case.run(jit=False, implementation="reference")
-    return str(problems[-1])
-
-
 @pytest.mark.parametrize(
     ("case", "plan"), (POINTWISE | STEM).items(), ids=lambda value: getattr(value, "activation", "")
 )
@@ -44,16 +34,16 @@ def test_a_named_plan_gives_the_right_bytes(case, plan, account):
 
 
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.geometry.w_shape}")
-def test_every_plan_is_exact(case, account, monkeypatch):
-    problem, extension = problem_of(case, monkeypatch), _native.extension()
+def test_every_plan_is_exact(case, account):
+    problem, extension = case.problem(), _native.extension()
     plans = extension.own_plans(problem)
     assert {plan: extension.verify(problem, plan, 0) for plan in plans} == dict.fromkeys(plans, "")
     for plan in (None, plans[0], plans[-1]):
         account.same(case.run(jit=True, plan=plan), case.expected())
 
 
-def test_the_tuner_offers_them_beside_those_of_cudnn(monkeypatch):
-    problem, extension = problem_of(LARGER[4], monkeypatch), _native.extension()
+def test_the_tuner_offers_them_beside_those_of_cudnn():
+    problem, extension = LARGER[4].problem(), _native.extension()
     suggestions = extension.Tuner(problem, 0).suggestions()
     assert set(extension.own_plans(problem)[:3]) < set(suggestions)
     assert any(plan.startswith("cudnn") for plan in suggestions)
