@@ -5,6 +5,7 @@
 #include "kernel_engine.h"
 #include "pointwise.h"
 #include "stem.h"
+#include "wgmma.h"
 
 namespace jax_qconv {
 namespace {
@@ -25,17 +26,29 @@ const std::vector<Own>& OwnEngines() {
     add(Depthwise(), [](const Problem& problem) { return problem.depthwise(); });
     add(Stem(), &IsStem);
     add(Pointwise(), &IsPointwise);
+    add(Wgmma(), &IsWgmma);
     return made;
   }();
   return *all;
 }
 
-// The one that takes a problem; null without any.
-const Own* OwnFor(const Problem& problem) {
+// Those that take a problem.
+std::vector<const Own*> OwnFor(const Problem& problem) {
+  std::vector<const Own*> found;
   for (const Own& own : OwnEngines()) {
-    if (own.takes(problem)) return &own;
+    if (own.takes(problem)) found.push_back(&own);
   }
-  return nullptr;
+  return found;
+}
+
+// The plans that `ask` finds with the engines of a problem.
+template <typename Ask>
+std::vector<PlanName> PlansOf(const Problem& problem, const Ask& ask) {
+  std::vector<PlanName> plans;
+  for (const Own* own : OwnFor(problem)) {
+    for (PlanName& plan : ask(*own->source)) plans.push_back(std::move(plan));
+  }
+  return plans;
 }
 
 // The one that a plan is of; null if it is of none.
@@ -49,11 +62,12 @@ const Own* OwnOf(const PlanName& name) {
 }  // namespace
 
 std::vector<const Engine*> EnginesFor(const Problem& problem, bool cudnn_only) {
-  const Own* own = OwnFor(problem);
+  std::vector<const Engine*> engines;
   // cuDNN has no fused depthwise kernel of int8, and its bare one was wrong.
-  if (problem.depthwise()) return {own->engine.get()};
-  if (cudnn_only || own == nullptr) return {&CudnnEngine()};
-  return {&CudnnEngine(), own->engine.get()};
+  if (!problem.depthwise()) engines.push_back(&CudnnEngine());
+  if (cudnn_only && !engines.empty()) return engines;
+  for (const Own* own : OwnFor(problem)) engines.push_back(own->engine.get());
+  return engines;
 }
 
 ErrorOr<std::string> EngineVersions(const Problem& problem) {
@@ -71,14 +85,15 @@ ErrorOr<const Engine*> EngineOf(const PlanName& name) {
   return Unexpected(Error::Internal(StrCat("plan '", name.ToString(), "' has no engine")));
 }
 
-std::vector<PlanName> OwnPlans(const Problem& problem) {
-  const Own* own = OwnFor(problem);
-  return own == nullptr ? std::vector<PlanName>{} : own->source->plans(problem);
+std::vector<PlanName> OwnPlans(const Problem& problem, int compute_capability) {
+  return PlansOf(problem, [&](const KernelSource& source) {
+    const bool suits = compute_capability == 0 || source.Suits(compute_capability);
+    return suits ? source.plans(problem) : std::vector<PlanName>{};
+  });
 }
 
 std::vector<PlanName> OwnSuggestions(const Problem& problem) {
-  const Own* own = OwnFor(problem);
-  return own == nullptr ? std::vector<PlanName>{} : own->source->Suggestions(problem);
+  return PlansOf(problem, [&](const KernelSource& source) { return source.Suggestions(problem); });
 }
 
 bool IsOwn(const PlanName& name) { return !name.deferred() && OwnOf(name) != nullptr; }

@@ -20,9 +20,9 @@ ErrorOr<std::string> EngineVersions(const Problem& problem);
 // The engine of a plan. A name that was parsed has one.
 ErrorOr<const Engine*> EngineOf(const PlanName& name);
 
-// Of the engines with own kernels, without a GPU: the names of all plans, those that are suggested,
-// whether a plan is theirs, and its kernel.
-std::vector<PlanName> OwnPlans(const Problem& problem);
+// Of the engines with own kernels, without a GPU: the names of all plans (for GPUs of one compute
+// capability, or 0 for any), those that are suggested, whether a plan is theirs, and its kernel.
+std::vector<PlanName> OwnPlans(const Problem& problem, int compute_capability);
 std::vector<PlanName> OwnSuggestions(const Problem& problem);
 bool IsOwn(const PlanName& name);
 ErrorOr<KernelSpec> OwnKernel(const Problem& problem, const PlanName& name);

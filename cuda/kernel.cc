@@ -103,7 +103,10 @@ std::string CubinKey(const std::string& file_name, const std::string& source,
   return StrCat(file_name, " ", HexHash(source), " ", architecture, " nvrtc ", NvrtcVersion());
 }
 
-std::string Architecture(int compute_capability) { return StrCat("sm_", compute_capability); }
+// Of Hopper also what later GPUs don't have: all of 9.0 are of 9.0a.
+std::string Architecture(int compute_capability) {
+  return StrCat("sm_", compute_capability, compute_capability == 90 ? "a" : "");
+}
 
 // The folder of cubins that were compiled elsewhere, and their names in it.
 constexpr char kLoaded[] = "loaded";
@@ -144,9 +147,8 @@ ErrorOr<std::string> FindCubin(const std::string& file_name, const std::string& 
                                int compute_capability) {
   if (auto cubin = KeptCubin(source, compute_capability)) return *cubin;
   if (const Error nvrtc = CheckNvrtc(); nvrtc.failure()) {
-    return Unexpected(
-        Annotate(nvrtc, StrCat("kernel ", file_name, " for ", Architecture(compute_capability),
-                               " isn't among those that were loaded")));
+    return Unexpected(Annotate(nvrtc, StrCat("kernel ", file_name, " for sm_", compute_capability,
+                                             " isn't among those that were loaded")));
   }
   return CompileCubin(file_name, source, compute_capability);
 }

@@ -37,18 +37,28 @@ class KernelEngine : public Engine {
  public:
   explicit KernelEngine(const KernelSource& source) : source_(source) {}
 
-  ErrorOr<std::vector<PlanName>> Suggestions(const Problem& problem, int) const override {
-    return source_.Suggestions(problem);
+  ErrorOr<std::vector<PlanName>> Suggestions(const Problem& problem, int device) const override {
+    JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
+    return source_.Suits(info.compute_capability) ? source_.Suggestions(problem)
+                                                  : std::vector<PlanName>{};
   }
 
-  ErrorOr<std::vector<PlanName>> Configurations(const Problem& problem, int) const override {
-    return source_.plans(problem);
+  ErrorOr<std::vector<PlanName>> Configurations(const Problem& problem, int device) const override {
+    JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
+    return source_.Suits(info.compute_capability) ? source_.plans(problem)
+                                                  : std::vector<PlanName>{};
   }
 
   ErrorOr<std::unique_ptr<Executable>> Build(const Problem& problem, const PlanName& name,
                                              int device) const override {
     JQ_ASSIGN_OR_UNEXPECTED(const KernelSpec spec, source_.kernel(problem, name));
-    auto executable = Loaded(spec, device);
+    JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
+    if (!source_.Suits(info.compute_capability)) {
+      return Unexpected(CantRun(
+          problem, name,
+          StrCat("it is for GPUs of sm_", source_.only, ", not sm_", info.compute_capability)));
+    }
+    auto executable = Loaded(spec, info);
     if (executable.has_value()) return executable;
     return Unexpected(Annotate(executable.error(), StrCat("building plan '", name.ToString(),
                                                           "' for '", problem.text, "'")));
@@ -67,8 +77,8 @@ class KernelEngine : public Engine {
   }
 
  private:
-  static ErrorOr<std::unique_ptr<Executable>> Loaded(const KernelSpec& spec, int device) {
-    JQ_ASSIGN_OR_UNEXPECTED(const DeviceInfo info, GetDeviceInfo(device));
+  static ErrorOr<std::unique_ptr<Executable>> Loaded(const KernelSpec& spec,
+                                                     const DeviceInfo& info) {
     JQ_ASSIGN_OR_UNEXPECTED(KernelModule module, KernelModule::Load(spec.file_name, spec.source,
                                                                     info.compute_capability));
     JQ_ASSIGN_OR_UNEXPECTED(const CUfunction function, module.Find(spec.function));

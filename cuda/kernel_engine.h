@@ -21,6 +21,8 @@ struct KernelSource {
   size_t suggested;
   std::vector<PlanName> Suggestions(const Problem& problem) const;
   ErrorOr<KernelSpec> (*kernel)(const Problem& problem, const PlanName& name);
+  int only = 0;  // the one compute capability that it is for, if not all
+  bool Suits(int compute_capability) const { return only == 0 || only == compute_capability; }
 };
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -178,8 +178,8 @@ nb::bytes BuildWithoutDevice(const std::string& problem_text, const std::string&
   return nb::bytes(bytes.data(), bytes.size());
 }
 
-std::vector<std::string> OwnPlanTexts(const std::string& problem_text) {
-  return Texts(OwnPlans(ValueOrThrow(Problem::Parse(problem_text))));
+std::vector<std::string> OwnPlanTexts(const std::string& problem_text, int compute_capability) {
+  return Texts(OwnPlans(ValueOrThrow(Problem::Parse(problem_text)), compute_capability));
 }
 
 nb::dict OwnKernelOf(const std::string& problem_text, const std::string& plan) {
@@ -275,8 +275,9 @@ NB_MODULE(_ext, m) {
   m.def("build_without_device", &BuildWithoutDevice, nb::arg("problem"),
         nb::arg("device_properties"), nb::arg("plan"),
         "A plan for a described GPU, with its compiled kernel, as bytes; needs no GPU.");
-  m.def("own_plans", &OwnPlanTexts, nb::arg("problem"),
-        "Names of the plans of own kernels for a problem, best guess first; needs no GPU.");
+  m.def("own_plans", &OwnPlanTexts, nb::arg("problem"), nb::arg("compute_capability") = 0,
+        "Names of the plans of own kernels for a problem, for GPUs of a compute capability or, "
+        "with 0, of any; of each engine best guess first; needs no GPU.");
   m.def("own_kernel", &OwnKernelOf, nb::arg("problem"), nb::arg("plan"),
         "The source of a plan of own kernels, its function, blocks and threads; needs no GPU.");
   m.def(

@@ -22,6 +22,7 @@ const std::vector<EngineKnobs>& Engines() {
       {"depthwise", {{"rows", 0}, {"cols", 1}}, false},
       {"pointwise", {{"rows", 0}, {"cols", 1}, {"run", 2}}, false},
       {"stem", {{"rows", 0}, {"cols", 1}, {"run", 2}}, false},
+      {"wgmma", {{"rows", 0}, {"cols", 1}, {"run", 2}, {"product", 3}}, false},
       {"auto", {}, false}};
   return *engines;
 }

@@ -69,8 +69,8 @@ ErrorOr<KernelSpec> Kernel(const Problem& p, const PlanName& name) {
       kCommonSource, "namespace jax_qconv {\nconstexpr ConvParams kParams = ", Literal(ParamsOf(p)),
       ";\nconstexpr int kRows = ", tile.rows, ", kCols = ", tile.cols, ", kRun = ", tile.run,
       ", kWarpCols = ", WarpChannels(tile.cols), ", kThreads = ", spec.threads,
-      ", kSharedBytes = ", spec.shared_bytes, ";\n}  // namespace jax_qconv\n", kProductsSource,
-      kPointwiseSource);
+      ", kSharedBytes = ", spec.shared_bytes, ";\n}  // namespace jax_qconv\n", kStagingSource,
+      kProductsSource, kPointwiseSource);
   return spec;
 }
 
@@ -88,7 +88,8 @@ bool IsPointwise(const Problem& p) {
 
 const KernelSource& Pointwise() {
   static const auto* source = new KernelSource{
-      "pointwise", StrCat(kCommonSource, kProductsSource, kPointwiseSource), &Plans, 3, &Kernel};
+      "pointwise", StrCat(kCommonSource, kStagingSource, kProductsSource, kPointwiseSource), &Plans,
+      3, &Kernel};
   return *source;
 }
 

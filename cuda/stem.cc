@@ -81,7 +81,7 @@ ErrorOr<KernelSpec> Kernel(const Problem& p, const PlanName& name) {
       ";\nconstexpr int kTileRows = ", tile.rows, ", kTileCols = ", tile.cols,
       ", kRun = ", tile.run, ", kCols = ", channels, ", kWarpCols = ", channels,
       ", kThreads = ", spec.threads, ", kSharedBytes = ", spec.shared_bytes,
-      ";\n}  // namespace jax_qconv\n", kProductsSource, kStemSource);
+      ";\n}  // namespace jax_qconv\n", kStagingSource, kProductsSource, kStemSource);
   return spec;
 }
 
@@ -96,8 +96,9 @@ bool IsStem(const Problem& p) {
 }
 
 const KernelSource& Stem() {
-  static const auto* source = new KernelSource{
-      "stem", StrCat(kCommonSource, kProductsSource, kStemSource), &Plans, 3, &Kernel};
+  static const auto* source =
+      new KernelSource{"stem", StrCat(kCommonSource, kStagingSource, kProductsSource, kStemSource),
+                       &Plans, 3, &Kernel};
   return *source;
 }
 

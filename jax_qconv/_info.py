@@ -92,10 +92,15 @@ def info() -> Info:
             "depthwise": reason or usable,
             "pointwise": reason or usable,
             "stem": reason or usable,
+            "wgmma": reason or _on_hopper(ext, usable),
             "reference": "usable",
         },
         import_error=None if error is None else "".join(traceback.format_exception(error)),
     )
+
+
+def _on_hopper(ext: Any, usable: str) -> str:
+    return usable if 90 in ext.compute_capabilities() else "for GPUs of sm_90 only"
 
 
 def _dotted(version: tuple[int, ...] | None) -> str | None:

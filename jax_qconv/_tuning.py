@@ -80,10 +80,7 @@ def tune_problems(
     by_text = {str(problem): problem for problem in problems}
     tasks = []
     for text, problem in by_text.items():
-        names = list(_plan_model.rank(problem, target.compute_capability))
-        count = CANDIDATES if candidates is None else candidates
-        asked = names or candidates is not None
-        few = names[:count] if isinstance(count, int) and asked else None
+        few = _few(problem, target.compute_capability, candidates)
         named = (only or {}).get(problem)
         tasks.append(Task(text, few if named is None else named, suggestions=named is None))
     for task, result in search(tasks, device=device, workers=workers):
@@ -99,6 +96,20 @@ def tune_problems(
             continue
         _plan_store.save(entry)
         yield Tuned(problem, entry)
+
+
+def _few(
+    problem: Problem, compute_capability: int, candidates: int | str | None
+) -> list[str] | None:
+    """The model's best, then the own kernels that it doesn't know; None for all configurations."""
+    names = list(_plan_model.rank(problem, compute_capability))
+    if candidates == "all" or (candidates is None and not names):
+        return None
+    if not names:
+        return []
+    own = _native.extension().own_plans(str(problem), compute_capability)
+    count = candidates if isinstance(candidates, int) else CANDIDATES
+    return names[:count] + [plan for plan in own if plan not in names]
 
 
 def check_arguments(candidates: Any, workers: Any) -> None:

@@ -21,10 +21,11 @@ FOUND |= {"nvrtc_error": None, "loaded_kernels": False}
 def installation(monkeypatch):
     """Pretend: an extension with its libraries, or the error of its import; and devices."""
 
-    def pretend(*, ffi_api=None, libraries=FOUND, error=None, devices=(GPU,)):
+    def pretend(*, ffi_api=None, libraries=FOUND, error=None, devices=(GPU,), capability=90):
         ext = types.SimpleNamespace(
             versions=lambda: {"ffi_api": ffi_api or _native.running_ffi_api(), "cudnn": (9, 12, 0)},
             libraries=lambda: libraries,
+            compute_capabilities=lambda: [capability],
         )
         monkeypatch.setattr(_native, "_ext", None if error else ext)
         monkeypatch.setattr(_native, "import_error", error)
@@ -46,7 +47,7 @@ def test_info_of_this_machine():
     assert info.package == importlib.metadata.version("jax_qconv") == jax_qconv.__version__
     assert (info.jax, info.jaxlib) == (jax.__version__, jaxlib.__version__)
     assert info.ffi_running == ".".join(map(str, _native.running_ffi_api()))
-    assert list(info.engines) == ["cudnn", "depthwise", "pointwise", "stem", "reference"]
+    assert list(info.engines) == ["cudnn", "depthwise", "pointwise", "stem", "wgmma", "reference"]
     assert info.engines["reference"] == "usable"
     assert (info.ffi_built is None) == (info.import_error is not None)
     devices = [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices("cpu")]
@@ -65,6 +66,12 @@ def test_all_is_well(installation):
     assert info.devices == ("gpu:0 Test GPU",)
     assert info.import_error is None
     assert "CUDA 13.0" in str(info) and "Test GPU" in str(info)
+
+
+def test_the_engine_of_one_generation_is_for_no_other(installation):
+    installation(capability=89)
+    engines = jax_qconv.info().engines
+    assert engines["wgmma"] == "for GPUs of sm_90 only" and engines["stem"] == "usable"
 
 
 def test_an_older_extension_is_usable(installation):

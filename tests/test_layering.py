@@ -126,6 +126,7 @@ SOURCES = [
     "depthwise",
     "pointwise",
     "stem",
+    "wgmma",
     "engines",
     "checker",
     "plan",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import jax_qconv
-from jax_qconv import _plan_store, _plans, _race, _tuning
+from jax_qconv import _native, _plan_store, _plans, _race, _tuning
 from jax_qconv._activation import as_activation
 from jax_qconv._problem import Problem
 
@@ -90,13 +90,18 @@ def test_a_problem_that_fails_leaves_the_others_alone():
     assert found[problem()].entry is not None
 
 
-def test_a_few_candidates_are_the_models_best_beside_the_suggestions(monkeypatch):
+def test_a_few_candidates_are_the_models_best_beside_what_is_suggested_or_unknown_to_it(
+    monkeypatch,
+):
     model = {f"cudnn:4:cfg={us}": float(us) for us in (20, 30, 60)}
     monkeypatch.setattr(_tuning._plan_model, "rank", lambda problem, capability: model)
     entry = tuned(problem(), candidates=2)[problem()].entry
     assert entry.tried == "some"
+    own = _native.extension().own_plans(str(problem()), TARGET.compute_capability)
+    assert own
     assert {row["plan"] for row in entry.ranking} == {
-        f"cudnn:4:cfg={us}" for us in (20, 30, 40, 50)
+        *(f"cudnn:4:cfg={us}" for us in (20, 30, 40, 50)),
+        *own,
     }
 
 

@@ -54,11 +54,9 @@ def test_a_program_is_a_loop_of_the_calls_and_nothing_else(layer, name, tmp_path
     assert body == ["kCommandBuffer"] * system.graph + counter + call * CALLS
 
 
-def test_the_stem_needs_a_kernel_before_and_one_after(tmp_path):
-    """For blocks of its input's pixels, and for the output's pixels of blocks."""
+def test_the_stem_needs_no_kernel_beside_its_own(tmp_path):
     _, _, body = compile_program(systems.int8(systems.Data.make(STEM, 1)), tmp_path)
-    kernel = ["kCustomKernel"]
-    assert body == ["kCommandBuffer", *kernel] + (kernel + OURS + kernel) * CALLS
+    assert body == ["kCommandBuffer", "kCustomKernel"] + OURS * CALLS
 
 
 def test_the_stem_of_blocks_is_one_convolution_of_them(tmp_path):

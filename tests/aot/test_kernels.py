@@ -158,12 +158,38 @@ STEM = {
 PRODUCTS = POINTWISE | STEM
 
 
+def plans_of(engine: str, problem: str) -> list[str]:
+    plans = _native.extension().own_plans(problem)
+    return [plan for plan in plans if plan.startswith(f"{engine}:")]
+
+
 @pytest.mark.parametrize("k", range(8, 520, 8))
 def test_blocks_have_as_many_channels_as_divide_them(k):
-    plans = _native.extension().own_plans(pointwise(64, k, size=56))
+    plans = plans_of("pointwise", pointwise(64, k, size=56))
     cols = max(int(plan.split("cols=")[1].split(",")[0]) for plan in plans)
     dividing = [n for n in range(8, min(k, 128) + 1, 8) if k % n == 0]
     assert cols in dividing and (cols > 8 or dividing == [8])
+
+
+WGMMA = {
+    "64": pointwise(64, 64, size=56),
+    "expansion": pointwise(256, 1024, size=14, n=128, residual=True),
+    "most": pointwise(512, 2048, size=7, n=128, residual=True, residual_zero_point=True),
+    "zero-point": pointwise(32, 192, offset="channel", activation="prelu"),
+    "hard-swish": pointwise(96, 144, activation="hard_swish", requantize=True, residual=True),
+    "3x3": stem(64, 64, 3, 1, size=56),
+    "3x3-residual": stem(64, 64, 3, 1, size=56, residual=True, activation_first=True),
+    "narrow": stem(32, 32, 3, 1, size=56, activation="leaky_relu", slope=0.1),
+}
+
+
+@pytest.mark.parametrize("name", WGMMA)
+def test_warpgroup_products_spill_nothing(name):
+    plans = plans_of("wgmma", WGMMA[name])
+    assert len(plans) >= 4
+    for plan in plans:
+        source = _native.extension().own_kernel(WGMMA[name], plan)["source"]
+        assert cubin.usage(compiled(source, NET), "wgmma")["frame"] == 0, plan
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -184,15 +210,18 @@ def test_products_spill_nothing_anywhere(compute_capability):
         assert usage(problem, best, compute_capability)["frame"] == 0
 
 
-@pytest.mark.parametrize("name", PROBLEMS | PRODUCTS)
-def test_plan_names_are_spelled_as_they_are_parsed(name):
+ALL = [*PROBLEMS.values(), *PRODUCTS.values(), *WGMMA.values()]
+
+
+@pytest.mark.parametrize("problem", ALL)
+def test_plan_names_are_spelled_as_they_are_parsed(problem):
     extension = _native.extension()
-    plans = extension.own_plans((PROBLEMS | PRODUCTS)[name])
+    plans = extension.own_plans(problem)
     assert [extension.parse_plan(plan) for plan in plans] == plans
     assert len(set(plans)) == len(plans)
 
 
-DENSE = "x=1,8,8,64 w=16,3,3,64 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 out=int8 "
+DENSE = "x=1,8,8,128 w=16,3,3,128 strides=1,1 padding=1,1,1,1 dilation=1,1 groups=1 out=int8 "
 DENSE += "activation=none slope=0.0 residual=0"
 
 
@@ -210,6 +239,13 @@ DENSE += "activation=none slope=0.0 residual=0"
         (STEM["7x7"], "stem:0:rows=1,cols=16,run=1", "one of 32"),
         (STEM["7x7"], "stem:0:rows=64,cols=128,run=1", "too large for shared memory"),
         (POINTWISE["long"], "pointwise:0:rows=512,cols=64,run=1", "too large for shared memory"),
+        (DENSE, "wgmma:0:rows=64,cols=64,run=1,product=64", "up to 576 terms"),
+        (stem(64, 64, 3, 2), "wgmma:0:rows=64,cols=64,run=1,product=64", "strides of more than"),
+        (WGMMA["64"], "wgmma:0:rows=64,cols=64,run=1", "product one of 16"),
+        (WGMMA["64"], "wgmma:0:rows=64,cols=96,run=1,product=64", "a multiple of 64"),
+        (WGMMA["64"], "wgmma:0:rows=96,cols=64,run=1,product=64", "rows one of that"),
+        (WGMMA["64"], "wgmma:1:rows=64,cols=64,run=1,product=64", "there is wgmma:0"),
+        (WGMMA["most"], "wgmma:0:rows=128,cols=256,run=1,product=128", "too large for an SM"),
         (TILED["3x3"], "depthwise:0", "needs both rows= and cols="),
         (TILED["3x3"], "depthwise:0:rows=0,cols=1", "must be from 1 to"),
         (TILED["3x3"], "depthwise:0:rows=7,cols=56", "too large for the registers"),

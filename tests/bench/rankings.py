@@ -104,7 +104,12 @@ def main() -> None:
     own_plans = _native.extension().own_plans
     only = {
         Problem.parse(row["problem"]): list(
-            dict.fromkeys([*list(row["us"])[: args.top], *own_plans(row["problem"])])
+            dict.fromkeys(
+                [
+                    *list(row["us"])[: args.top],
+                    *own_plans(row["problem"], target.compute_capability),
+                ]
+            )
         )
         for row in rows
     }

@@ -31,12 +31,13 @@ def kernels() -> dict[str, str]:
     from depthwise_cases import CASES, TRANSCENDENTAL
     from pointwise_cases import CASES as POINTWISE
     from stem_cases import CASES as STEM
+    from wgmma_cases import CASES as WGMMA
 
     from jax_qconv import _native
 
     found = {}
     extension = _native.extension()
-    planned = POINTWISE | STEM
+    planned = POINTWISE | STEM | (WGMMA if 90 in extension.compute_capabilities() else {})
     for case in [*CASES, *TRANSCENDENTAL, *planned]:
         problem = case.problem()
         plans = [planned[case]] if case in planned else extension.own_plans(problem)

@@ -48,9 +48,45 @@ inline void multiply(int (&d)[4], const int (&a)[4], const int (&b)[2]) {
   }
   __syncthreads();
 }
+// The pixels of a warpgroup's product: eight in a row, 16 bytes each, in planes of 16 terms.
+struct Descriptor {
+  const signed char* from;
+  int plane_bytes;
+};
+inline Descriptor descriptor(const signed char* from, int plane_bytes) {
+  return {from, plane_bytes};
+}
+// Each warp has 16 of the 64 rows, as in the product above, and all columns.
+template <int kBlocks>
+void multiply(int (&d)[kBlocks][4], const int (&a)[4], Descriptor b, bool accumulate) {
+  static int all_a[1024][4];
+  std::copy(a, a + 4, all_a[threadIdx.x]);
+  __syncthreads();
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x - lane;
+  for (int i = 0; i < kBlocks * 4; ++i) {
+    const unsigned row = lane / 4 + i % 4 / 2 * 8, col = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    int sum = accumulate ? d[i / 4][i % 4] : 0;
+    for (int term = 0; term < 32; ++term) {
+      const int left = all_a[warp + row % 8 * 4 + term % 16 / 4][row / 8 + term / 16 * 2];
+      sum += static_cast<signed char>(left >> 8 * (term % 4)) *
+             b.from[term / 16 * b.plane_bytes + col * 16 + term % 16];
+    }
+    d[i / 4][i % 4] = sum;
+  }
+  __syncthreads();
+}
+inline void begin_products() {}
+inline void show_to_products() {}
+template <int kBlocks>
+void await_products(int (&)[kBlocks][4]) {}
+
 template <int kBytes>
 void copy_bytes(void* to, const void* from) {
   std::copy_n(static_cast<const char*>(from), kBytes, static_cast<char*>(to));
+}
+inline void copy_or_clear(void* to, const void* from, bool copy) {
+  if (copy) copy_bytes<16>(to, from);
+  else std::fill_n(static_cast<char*>(to), 16, 0);
 }
 inline void end_group() {}
 template <int kLeft>

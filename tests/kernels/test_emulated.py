@@ -14,6 +14,7 @@ from depthwise_cases import CASES, EPILOGUES, TRANSCENDENTAL
 from emulation import Emulated
 from pointwise_cases import CASES as POINTWISE
 from stem_cases import CASES as STEM
+from wgmma_cases import CASES as WGMMA
 
 from jax_qconv import _native, _primitive
 from jax_qconv._problem import Problem
@@ -33,7 +34,7 @@ DENSE = [
 ]
 
 
-PLANNED = POINTWISE | STEM
+PLANNED = POINTWISE | STEM | WGMMA
 """Cases that have their plans beside them."""
 
 
